@@ -1,0 +1,343 @@
+"""The task, and every statement that is ever sent."""
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4, uuid5
+
+from peewee import (
+    SQL,
+    BooleanField,
+    Case,
+    CompositeKey,
+    Expression,
+    Field,
+    Model,
+    Node,
+    TextField,
+    Tuple,
+    UUIDField,
+    fn,
+)
+from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
+
+from database import Answer, Guarded
+from sql import Dialect, Parameter, statement
+
+MAX_PAGE = 10_000
+NO_SUCH_TASK = "There is no such task."
+# The root of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
+KEYS = UUID("6f1c6ac4-5b0c-4c86-9d2a-0a8a4e0b7c11")
+
+
+class TimestampField(Field):
+    """A point in time to the microsecond; in SQLite, its RFC 3339 text."""
+
+    field_type = "TIMESTAMPTZ"
+
+
+class Task(Model):
+    """One row. The owner is part of the key, so that no statement can forget it.
+
+    `revision` changes with every write: it is the entity tag, and how a write that is sent twice
+    knows itself again. The last three are made of `title` and `description` in Python, since what
+    lower() knows depends on the locale in PostgreSQL, and is ASCII in SQLite.
+    """
+
+    user_id = TextField()
+    id = UUIDField()
+    title = TextField()
+    description = TextField(null=True)
+    completed = BooleanField()
+    created_at = TimestampField()
+    updated_at = TimestampField()
+    revision = UUIDField()
+    title_lower = TextField()
+    title_folded = TextField()
+    description_folded = TextField(null=True)
+
+    class Meta:
+        primary_key = CompositeKey("user_id", "id")
+
+
+class Tagged(NamedTuple):
+    """A task, with the seven fields that the API shows, and its revision."""
+
+    task: dict[str, Any]
+    revision: str
+
+
+class Cursor(NamedTuple):
+    """Where a page ended: the list's order, and the sort key and id of the page's last task."""
+
+    sort: str
+    order: str
+    key: str
+    id: str
+
+
+def list_tasks(
+    user_id: str,
+    *,
+    status: str = "all",
+    search: str | None = None,
+    sort: str = "created",
+    order: str = "asc",
+    limit: int = MAX_PAGE,
+    cursor: Cursor | None = None,
+) -> tuple[list[dict[str, Any]], Cursor | None]:
+    """A page of a user's tasks, and where the next one begins if there is one."""
+    rows = send(
+        select_page,
+        status != "all",
+        search is not None,
+        sort,
+        order,
+        cursor is not None,
+        user_id=user_id,
+        completed=status == "completed",
+        part=search and search.casefold(),
+        key=cursor and cursor.key,
+        id=cursor and cursor.id,
+        limit=limit + 1,
+    ).rows
+    tasks = [tagged(row).task for row in rows[:limit]]
+    if len(rows) <= limit:
+        return tasks, None
+    last = tasks[-1]
+    key = last["title"].lower() if sort == "title" else last[SORTS[sort].name]
+    return tasks, Cursor(sort, order, key, last["id"])
+
+
+def create_task(
+    user_id: str,
+    title: str,
+    description: str | None = None,
+    completed: bool = False,
+    *,
+    key: str | None = None,
+) -> tuple[Tagged, bool]:
+    """Create a task, or find the one that `key` created before. The flag tells which: True, new.
+
+    Raises UnprocessableEntity if that one is untouched and differs from what is asked for.
+    """
+    content = {"title": title, "description": description, "completed": completed}
+    now, revision = stamp()
+    created = tagged(
+        send(
+            insert,
+            user_id=user_id,
+            id=str(uuid5(uuid5(KEYS, user_id), key) if key else uuid4()),
+            **with_folded(content),
+            created_at=now,
+            updated_at=now,
+            revision=revision,
+        ).rows[0]
+    )
+    task = created.task
+    if created.revision == revision:
+        return created, True
+    if task["created_at"] == task["updated_at"] and not content.items() <= task.items():
+        raise UnprocessableEntity("Idempotency-Key: it belongs to a task with other content.")
+    return created, False
+
+
+def get_task(user_id: str, task_id: str) -> Tagged:
+    """Find a task. Raises NotFound."""
+    for row in send(select_one, user_id=user_id, id=task_id).rows:
+        return tagged(row)
+    raise NotFound(NO_SUCH_TASK)
+
+
+def update_task(
+    user_id: str,
+    task_id: str,
+    changes: dict[str, Any],
+    *,
+    flips: bool = False,
+    expected: tuple[str, ...] | None = None,
+) -> Tagged:
+    """Set the fields in `changes`, or flip `completed`, if the revision is one of the `expected`.
+
+    None expects any revision; a tuple is never empty. Raises NotFound or PreconditionFailed. A set
+    that is sent twice overwrites what another client set these fields to in the instant between.
+    """
+    if not changes and not flips:
+        found = get_task(user_id, task_id)
+        if expected is not None and found.revision not in expected:
+            raise PreconditionFailed()
+        return found
+    now, revision = stamp()
+    revisions = named(expected)
+    answer = send(
+        update,
+        tuple(sorted(changes)),
+        flips,
+        tuple(revisions),
+        user_id=user_id,
+        id=task_id,
+        updated_at=now,
+        revision=revision,
+        **with_folded(changes),
+        **revisions,
+    )
+    for row in answer.rows:
+        return tagged(row)
+    raise missed(user_id, task_id, expected)
+
+
+def delete_task(user_id: str, task_id: str, *, expected: tuple[str, ...] | None = None) -> None:
+    """Delete a task, under the same conditions.
+
+    A delete whose first answer was lost and that finds nothing has most likely done it: it counts.
+    """
+    revisions = named(expected)
+    answer = send(delete, tuple(revisions), user_id=user_id, id=task_id, **revisions)
+    if not answer.rows:
+        miss = missed(user_id, task_id, expected)
+        if not (answer.resent and isinstance(miss, NotFound)):
+            raise miss
+
+
+def ping() -> None:
+    """Ask the database for a sign of life."""
+    send(select_nothing)
+
+
+def send(query: Callable[..., str], *variant: Any, **values: Any) -> Answer:
+    """Send a variant of one of the statements below, with its values."""
+    database: Guarded = Task._meta.database
+    return database.send(query(database, *variant), values)
+
+
+def tagged(row: tuple[Any, ...]) -> Tagged:
+    """The row of COLUMNS as the API shows it."""
+    task = {
+        "id": row[0],
+        "user_id": row[1],
+        "title": row[2],
+        "description": row[3],
+        "completed": bool(row[4]),
+        "created_at": row[5],
+        "updated_at": row[6],
+    }
+    return Tagged(task, row[7])
+
+
+def stamp() -> tuple[str, str]:
+    """What every write leaves on its row: the time, and a new revision."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z", str(uuid4())
+
+
+def with_folded(changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` and what follows from them for sorting and searching."""
+    values = dict(changes)
+    if "title" in changes:
+        values["title_lower"] = changes["title"].lower()
+        values["title_folded"] = changes["title"].casefold()
+    if "description" in changes:
+        values["description_folded"] = changes["description"] and changes["description"].casefold()
+    return values
+
+
+def named(expected: tuple[str, ...] | None) -> dict[str, str]:
+    """The expected revisions as parameters: a statement has a variant for each number of them."""
+    return {f"expected_{n}": revision for n, revision in enumerate(expected or ())}
+
+
+def missed(user_id: str, task_id: str, expected: tuple[str, ...] | None) -> HTTPException:
+    """Why a write met no row: the only question that takes a second statement."""
+    if expected is not None and send(select_one, user_id=user_id, id=task_id).rows:
+        return PreconditionFailed()
+    return NotFound(NO_SUCH_TASK)
+
+
+def rfc3339(field: TimestampField) -> Dialect:
+    """The text of a time stamp, in UTC whatever time zone the server's session is in."""
+    text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+    return Dialect(postgres=SQL(text), sqlite=field)
+
+
+def contains(text: TextField, part: Parameter) -> Dialect:
+    """Whether `part` occurs in `text`; no character in it means anything but itself."""
+    return Dialect(
+        postgres=fn.strpos(text, part) > SQL("0"), sqlite=fn.instr(text, part) > SQL("0")
+    )
+
+
+COLUMNS = (
+    Task.id,
+    Task.user_id,
+    Task.title,
+    Task.description,
+    Task.completed,
+    rfc3339(Task.created_at),
+    rfc3339(Task.updated_at),
+    Task.revision,
+)
+SORTS = {"created": Task.created_at, "updated": Task.updated_at, "title": Task.title_lower}
+
+
+@statement
+def select_nothing() -> Node:
+    return SQL("SELECT 1")
+
+
+@statement
+def select_one() -> Node:
+    return Task.select(*COLUMNS).where(*this_task())
+
+
+@statement
+def select_page(filtered: bool, searched: bool, sort: str, order: str, continued: bool) -> Node:
+    key = SORTS[sort]
+    query = Task.select(*COLUMNS).where(Task.user_id == Parameter("user_id"))
+    if filtered:
+        query = query.where(Task.completed == Parameter("completed"))
+    if searched:
+        part = Parameter("part")
+        query = query.where(
+            contains(Task.title_folded, part) | contains(Task.description_folded, part)
+        )
+    if continued:
+        last = Tuple(Parameter("key"), Parameter("id"))
+        query = query.where(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
+    by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
+    return query.order_by(*by).limit(Parameter("limit"))
+
+
+@statement
+def insert() -> Node:
+    """If the id is taken, the row that has it comes back as it is."""
+    return (
+        Task.insert({field: Parameter(field.name) for field in Task._meta.sorted_fields})
+        .on_conflict(conflict_target=[Task.user_id, Task.id], update={Task.id: Task.id})
+        .returning(*COLUMNS)
+    )
+
+
+@statement
+def update(names: tuple[str, ...], flips: bool, expected: tuple[str, ...]) -> Node:
+    """If the row has the new revision already, this has been here before: no second flip."""
+    fields = with_folded(dict.fromkeys(names, ""))
+    changes: dict[Field, Node] = {Task._meta.fields[name]: Parameter(name) for name in fields}
+    changes[Task.updated_at] = Parameter("updated_at")
+    changes[Task.revision] = Parameter("revision")
+    if flips:
+        mine = Task.revision == Parameter("revision")
+        changes[Task.completed] = Case(None, [(mine, Task.completed)], ~Task.completed)
+    accepted = (*expected, "revision") if expected else ()
+    return Task.update(changes).where(*this_task(accepted)).returning(*COLUMNS)
+
+
+@statement
+def delete(expected: tuple[str, ...]) -> Node:
+    return Task.delete().where(*this_task(expected)).returning(Task.id)
+
+
+def this_task(revisions: Iterable[str] = ()) -> Iterator[Expression]:
+    """The conditions on owner, id and, if any are named, revision."""
+    yield Task.user_id == Parameter("user_id")
+    yield Task.id == Parameter("id")
+    if revisions:
+        yield Task.revision.in_([Parameter(name) for name in revisions])
