@@ -1,0 +1,188 @@
+"""flask-smorest, strict about what comes in and complete in what it documents."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn, TypeVar
+from urllib.parse import parse_qsl
+
+import flask_smorest
+import marshmallow as ma
+import orjson
+from flask import Request, Response
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
+
+import problems
+
+# In bytes. The longest legal body, each character escaped as a surrogate pair, has 66,032.
+MAX_BODY = 128 * 1024
+View = TypeVar("View", bound=Callable[..., Any])
+
+STRING = {"schema": {"type": "string"}}
+REQUEST_HEADERS = {
+    "Idempotency-Key": {
+        "description": "Any name of yours for this request: 1 to 255 printable ASCII characters."
+        " Sent again with the same key, it gets the same task and creates nothing.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+    },
+    "If-Match": {
+        "description": "The ETag that the task must still have, or `*`.",
+        **STRING,
+    },
+    "If-None-Match": {
+        "description": "The ETag of what you have: if it is still current, the answer is a 304.",
+        **STRING,
+    },
+    "X-Request-ID": {
+        "description": "An id for the log, of 1 to 128 letters, digits and `_.:/+=@~-`.",
+        **STRING,
+    },
+}
+RESPONSE_HEADERS = {
+    "Allow": {"description": "The methods that this path takes.", **STRING},
+    "ETag": {"description": "The tag of this state, for If-Match and If-None-Match.", **STRING},
+    "Idempotent-Replayed": {
+        "description": "Nothing was created now: the key had been used.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "Link": {
+        "description": 'When more follow: `<…>; rel="next"`, relative to this address (RFC 8288).',
+        **STRING,
+    },
+    "Location": {"description": "The path of the new task.", **STRING},
+    "Retry-After": {
+        "description": "In how many seconds to try again.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "WWW-Authenticate": {"description": "How to authenticate (RFC 6750).", **STRING},
+    "X-Request-ID": {"description": "The id of this request in the log.", **STRING},
+}
+PROBLEM_HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
+
+
+class BodySchema(ma.Schema):
+    """The shape of a JSON body; fields that it does not know are ignored."""
+
+    optional: ClassVar[bool] = False
+
+    class Meta:
+        unknown = ma.EXCLUDE
+
+
+class StrictParser(FlaskParser):
+    """webargs takes a body that is not JSON for an empty one; this parser refuses it."""
+
+    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+        """Raises BadRequest, RequestEntityTooLarge or UnsupportedMediaType."""
+        body = read_body(req)
+        if not body:
+            if isinstance(schema, BodySchema) and schema.optional:
+                return {}
+            raise BadRequest("The body is missing: expected a JSON object.")
+        if not req.is_json or req.headers.get("Content-Encoding", "identity") != "identity":
+            raise UnsupportedMediaType
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"The body is not JSON: {error}.") from error
+
+    def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, str]:
+        """Bytes that are not UTF-8 stay in the values as surrogates, for the fields to refuse."""
+        query = req.query_string.decode(errors="surrogateescape")
+        return dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
+
+    def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
+        """Raises Invalid."""
+        (errors,) = error.messages_dict.values()
+        raise problems.Invalid(errors) from error
+
+
+def read_body(request: Request) -> bytes:
+    """All of the body, which is read before it is judged.
+
+    Raises BadRequest if the client sent less than it announced, or RequestEntityTooLarge.
+    """
+    try:
+        body = request.get_data(cache=False)
+    except HTTPException:
+        raise
+    except Exception as error:  # Whatever the server at hand raises for a broken chunk.
+        raise BadRequest("The body was cut short.") from error
+    if len(body) > MAX_BODY:
+        raise RequestEntityTooLarge
+    if request.content_length not in {None, len(body)}:
+        raise BadRequest("The body was cut short.")
+    return body
+
+
+class Blueprint(flask_smorest.Blueprint):
+    """Documents, next to what smorest knows, each header and each error of an operation."""
+
+    ARGUMENTS_PARSER = StrictParser()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._prepare_doc_cbks.append(self._prepare_operation_doc)
+
+    def operation(
+        self, name: str, *, headers: tuple[str, ...] = (), also: tuple[int, ...] = ()
+    ) -> Callable[[View], View]:
+        """Name an operation, the request headers it reads and the other statuses it may have."""
+
+        def document(view: View) -> View:
+            view.__dict__.setdefault("_apidoc", {})["operation"] = (name, headers, also)
+            return view
+
+        return document
+
+    def _prepare_operation_doc(
+        self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
+        doc["operationId"], headers, statuses = doc_info["operation"]
+        doc.setdefault("parameters", []).extend([*headers, "X-Request-ID"])
+        for status in (*statuses, 500):
+            doc["responses"][status] = problems.title(status).replace(" ", "")
+        for response in doc["responses"].values():
+            if isinstance(response, dict):
+                response.setdefault("headers", {})["X-Request-ID"] = "X-Request-ID"
+        return doc
+
+
+class Api(flask_smorest.Api):
+    """Answers every error with a problem document, and describes it."""
+
+    ERROR_SCHEMA = problems.ProblemSchema
+    DEFAULT_ERROR_RESPONSE_NAME = None
+
+    def handle_http_exception(self, error: HTTPException) -> Response:
+        return problems.answer(error)
+
+    def _register_responses(self) -> None:
+        components = self.spec.components
+        for name, header in RESPONSE_HEADERS.items():
+            components.header(name, header, lazy=True)
+        for name, parameter in REQUEST_HEADERS.items():
+            components.parameter(name, "header", {"name": name, **parameter}, lazy=True)
+        components.response(
+            "NotModified",
+            {
+                "description": "You have it already.",
+                "headers": {name: name for name in ("ETag", "X-Request-ID")},
+            },
+            lazy=True,
+        )
+        for status, detail in problems.DETAILS.items():
+            headers = {"X-Request-ID", PROBLEM_HEADERS.get(status, "X-Request-ID")}
+            components.response(
+                problems.title(status).replace(" ", ""),
+                {
+                    "description": detail,
+                    "headers": {name: name for name in sorted(headers)},
+                    "content": {problems.CONTENT_TYPE: {"schema": problems.ProblemSchema}},
+                },
+                lazy=True,
+            )

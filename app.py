@@ -1,0 +1,195 @@
+"""The application: its parts, wired. Served by `gunicorn 'app:create_app()'`."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import flask_swagger_ui
+import orjson
+from flask import Blueprint, Flask, Response, jsonify, redirect, render_template, request
+from flask.json.provider import JSONProvider
+from flask_cors import CORS
+from werkzeug.exceptions import NotFound, ServiceUnavailable
+from werkzeug.wrappers import Response as BaseResponse
+
+import api
+import logs
+import models
+import resources
+from database import open_database
+from settings import Settings, read_settings
+
+VERSION = "1.0.0"
+DESCRIPTION = """\
+Every user has a list of tasks. The path names the user, who sees these tasks and no others.
+
+A request that fails is answered with a problem document (RFC 9457), whose `detail` is for people.
+"""
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+log = logging.getLogger("tasks.app")
+docs = Blueprint(
+    "docs",
+    __name__,
+    static_folder=Path(flask_swagger_ui.__file__).parent / "dist",
+    static_url_path="/docs/swagger-ui",
+)
+service = api.Blueprint("service", __name__, description="Is it there, and can it work?")
+
+
+class Application(Flask):
+    """Flask, with every path the same with and without a slash at its end."""
+
+    def wsgi_app(self, environ: Any, start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        if path.endswith("/") and path != "/":
+            environ["PATH_INFO"] = path[:-1]
+        return super().wsgi_app(environ, start_response)
+
+
+class OrjsonProvider(JSONProvider):
+    """Flask's JSON by orjson."""
+
+    def dumps(self, obj: Any, **_: Any) -> str:
+        return orjson.dumps(obj).decode()
+
+    def loads(self, s: str | bytes, **_: Any) -> Any:
+        return orjson.loads(s)
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        body = orjson.dumps(self._prepare_response_obj(args, kwargs))
+        return Response(body, mimetype="application/json")
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Build the application from `settings`, or from the environment.
+
+    It starts without its database, too. Raises InvalidSetting.
+    """
+    settings = settings or read_settings()
+    logs.configure(settings.log_level)
+    app = Application(__name__)
+    app.json = OrjsonProvider(app)
+    app.config.update(
+        # One byte more, so that a body of unknown length that is too long can be told from one
+        # that is not: Werkzeug cuts it here without a word.
+        MAX_CONTENT_LENGTH=api.MAX_BODY + 1,
+        SEND_FILE_MAX_AGE_DEFAULT=3600,
+        API_TITLE="Task API",
+        API_VERSION=VERSION,
+        OPENAPI_VERSION="3.1.0",
+        OPENAPI_URL_PREFIX="/",
+        API_SPEC_OPTIONS={
+            "info": {"description": DESCRIPTION, "license": {"name": "MIT", "identifier": "MIT"}},
+            "servers": [{"url": "/"}],
+        },
+    )
+    app.url_map.merge_slashes = False
+    app.url_map.converters["user_id"] = resources.UserIdConverter
+    app.url_map.converters["task_id"] = resources.TaskIdConverter
+    logs.log_requests(app)
+    app.before_request(refuse_undecodable_path)
+    register_api(app)
+    app.register_blueprint(docs)
+    allow_origins(app, settings.cors_origins)
+    connect(settings)
+    return app
+
+
+def register_api(app: Flask) -> None:
+    """The operations and their OpenAPI document."""
+    smorest = api.Api(app)
+    for converter in (resources.UserIdConverter, resources.TaskIdConverter):
+        smorest.register_converter(converter, lambda converter: converter.schema)
+    smorest.register_blueprint(resources.tasks, parameters=resources.PATH_PARAMETERS)
+    smorest.register_blueprint(service)
+
+
+def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
+    """Let the pages of these origins read the API's answers, errors included."""
+    anyone = origins == ("*",)
+    CORS(
+        app,
+        resources="/api/.*",
+        # As patterns, since the brackets of an IPv6 address would be taken for one.
+        origins="*" if anyone else [re.compile(re.escape(origin) + r"\Z") for origin in origins],
+        send_wildcard=anyone,
+        supports_credentials=not anyone,
+        always_send=False,
+        methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", *api.REQUEST_HEADERS],
+        expose_headers=[
+            "ETag",
+            "Idempotent-Replayed",
+            "Link",
+            "Location",
+            "Retry-After",
+            "X-Request-ID",
+        ],
+        max_age=7200,
+        vary_header=False,
+        intercept_exceptions=False,
+    )
+
+    @app.after_request
+    def vary(response: Response) -> Response:
+        if not anyone and request.path.startswith("/api/"):
+            response.headers.add("Vary", "Origin")
+        return response
+
+
+def connect(settings: Settings) -> None:
+    """Bind the models to their database, and bring its schema up to date if it is there."""
+    database = open_database(settings.database_url, settings.threads)
+    database.bind([models.Task])
+    try:
+        database.migrate()
+    except ServiceUnavailable:
+        log.warning("started without the database; its schema is made with the first request")
+    finally:
+        database.close()
+
+
+def refuse_undecodable_path() -> None:
+    """Raises NotFound for a path that is not UTF-8: two of them must not become one user."""
+    path = request.environ["PATH_INFO"]
+    try:
+        path.isascii() or path.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        raise NotFound from error
+
+
+@service.route("/health")
+@service.operation("getHealth")
+@service.response(200, resources.StatusSchema)
+def health() -> Response:
+    """Is the server there?
+
+    Never asks the database, so that one that sleeps is not woken.
+    """
+    return jsonify(status="ok")
+
+
+@service.route("/ready")
+@service.operation("getReadiness", also=(503,))
+@service.response(200, resources.StatusSchema)
+def ready() -> Response:
+    """Is the database there too?"""
+    models.ping()
+    return jsonify(status="ok")
+
+
+@docs.get("/")
+def index() -> BaseResponse:
+    return redirect("/docs")
+
+
+@docs.get("/docs")
+def page() -> Response:
+    response = Response(render_template("docs.html"))
+    response.headers["Content-Security-Policy"] = DOCS_POLICY
+    return response

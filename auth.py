@@ -1,0 +1,5 @@
+"""Who is calling."""
+
+
+def authorize() -> None:
+    """Let the caller of a protected operation pass, or refuse."""

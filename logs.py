@@ -1,0 +1,91 @@
+"""What an operator reads: one JSON line for each request and each event."""
+
+import logging
+import logging.config
+import re
+import secrets
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+import orjson
+from flask import Flask, Response, g, has_request_context, request
+from gunicorn.glogging import Logger
+
+SAFE_ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
+
+log = logging.getLogger("tasks.request")
+
+
+class JsonLines(logging.Formatter):
+    """A log record as a JSON object on one line, with the id of the request that it belongs to."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if has_request_context():
+            line["request_id"] = request_id()
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, option=orjson.OPT_UTC_Z, default=repr).decode()
+
+
+class ServerLogger(Logger):
+    """Gunicorn's log in the same shape. It has no line per request: the application writes that."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(JsonLines())
+
+    def access(self, *_: Any) -> None:
+        """Nothing, also where a platform asks for Gunicorn's own with `--access-logfile`."""
+
+
+def configure(level: str) -> None:
+    """Send every record of the process to the standard error stream."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"lines": {"()": JsonLines}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+            "root": {"handlers": ["stderr"], "level": "WARNING"},
+            "loggers": {"tasks": {"level": level}},
+        }
+    )
+
+
+def request_id() -> str:
+    """The id of the current request: the client's `X-Request-ID` if it is a safe one, or ours."""
+    if "request_id" not in g:
+        given = request.headers.get("X-Request-ID", "")
+        g.request_id = given if SAFE_ID.fullmatch(given) else secrets.token_hex(16)
+    return str(g.request_id)
+
+
+def log_requests(app: Flask) -> None:
+    """Write one line per request, and name the request's id in every answer.
+
+    The line has the path without its query, and neither headers nor body: no token, no content.
+    """
+
+    @app.before_request
+    def start() -> None:
+        g.started = perf_counter()
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-ID"] = request_id()
+        fields = {
+            "method": request.method,
+            "path": request.path,
+            "status": response.status_code,
+            "ms": round((perf_counter() - g.started) * 1000, 1),
+        }
+        log.info("request", extra={"fields": fields})
+        return response

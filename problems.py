@@ -1,0 +1,83 @@
+"""Every error becomes one answer: an RFC 9457 problem document."""
+
+from http import HTTPStatus
+from typing import Any
+
+import marshmallow as ma
+from flask import Response, jsonify
+from werkzeug.exceptions import HTTPException, UnprocessableEntity
+
+from logs import request_id
+
+CONTENT_TYPE = "application/problem+json"
+# The names in RFC 9110, section 15.5; Python has them since 3.13.
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+DETAILS = {
+    400: "The body is missing, or it is not JSON.",
+    401: "A valid bearer token is required.",
+    403: "The token belongs to another user.",
+    404: "There is nothing at this path.",
+    405: "This path does not take this method.",
+    412: "The task has changed since: If-Match does not name its current tag.",
+    413: "The body is larger than 128 KiB.",
+    415: "The body must be JSON, uncompressed, with the header Content-Type: application/json.",
+    422: "The JSON, a parameter or a header is not of the right shape.",
+    500: "Something went wrong on the server. Its log has the cause under this request id.",
+    503: "The database cannot be reached. Try again soon.",
+}
+
+
+class ProblemSchema(ma.Schema):
+    """An error, as RFC 9457, section 3 describes it."""
+
+    type = ma.fields.String(required=True, metadata={"example": "about:blank"})
+    title = ma.fields.String(required=True, metadata={"example": TITLES[422]})
+    status = ma.fields.Integer(required=True, metadata={"example": 422})
+    detail = ma.fields.String(
+        required=True,
+        metadata={"description": "For people.", "example": "title: Shorter than minimum length 1."},
+    )
+    errors = ma.fields.Dict(
+        keys=ma.fields.String(),
+        values=ma.fields.List(ma.fields.String()),
+        metadata={
+            "description": "Only after validation: what is wrong with which field or parameter.",
+            "example": {"title": ["Shorter than minimum length 1."]},
+        },
+    )
+    request_id = ma.fields.String(
+        required=True,
+        metadata={"description": "Names the request in the log.", "example": "9f2c1d5e7a"},
+    )
+
+
+class Invalid(UnprocessableEntity):
+    """A 422 that says what is wrong, field by field."""
+
+    def __init__(self, errors: dict[str, list[str]]) -> None:
+        super().__init__("; ".join(f"{name}: {' '.join(words)}" for name, words in errors.items()))
+        self.errors = errors
+
+
+def title(status: int) -> str:
+    return TITLES.get(status) or HTTPStatus(status).phrase
+
+
+def answer(error: HTTPException) -> Response:
+    """The problem document for `error`, with the headers that belong to it (such as `Allow`)."""
+    status = error.code or 500
+    own_words = error.description != type(error).description
+    problem: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title(status),
+        "status": status,
+        "detail": error.description if own_words else DETAILS.get(status, title(status)),
+    }
+    if isinstance(error, Invalid):
+        problem["errors"] = error.errors
+    problem["request_id"] = request_id()
+    response = jsonify(problem)
+    response.status_code = status
+    response.headers.extend(error.get_headers())
+    response.headers["Content-Type"] = CONTENT_TYPE
+    return response

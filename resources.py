@@ -1,0 +1,373 @@
+"""The shapes that the API takes and gives, and its operations."""
+
+import hashlib
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime
+from typing import Any, ClassVar
+from urllib.parse import quote, urlencode
+
+import marshmallow as ma
+import orjson
+from flask import Response, jsonify, request
+from flask.views import MethodView
+from marshmallow.validate import Length, OneOf, Range
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import BaseConverter
+
+import auth
+import models
+from api import Blueprint, BodySchema
+from models import Cursor, Tagged
+from problems import Invalid
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
+NO_CURSOR = "Not a cursor of this list: take it from the Link header."
+# The revision of no task.
+NOWHERE = "00000000-0000-0000-0000-000000000000"
+
+
+class UserIdConverter(BaseConverter):
+    """Any text of 1 to 255 characters but `/` and the control characters."""
+
+    regex = r"[^/\x00-\x1f\x7f-\x9f]{1,255}"
+    schema: ClassVar = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 255,
+        "pattern": "^[^/\\x00-\\x1f\\x7f-\\x9f]+$",
+    }
+
+
+class TaskIdConverter(BaseConverter):
+    """A UUID in its text form (RFC 9562, section 4), or None for any other text."""
+
+    schema: ClassVar = {"type": "string", "format": "uuid"}
+
+    def to_python(self, value: str) -> str | None:
+        return value.lower() if UUID.fullmatch(value.lower()) else None
+
+
+def storable(text: str) -> None:
+    """What both databases can hold: valid UTF-8 without NUL. Raises ValidationError."""
+    if "\0" in text:
+        raise ma.ValidationError("Must not contain a NUL character.")
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise ma.ValidationError("Not valid UTF-8.")
+
+
+class Stripped(ma.fields.String):
+    """Text without the white space around it."""
+
+    def _deserialize(self, value: Any, *arguments: Any, **options: Any) -> str:
+        return super()._deserialize(value, *arguments, **options).strip()
+
+
+class StrictBoolean(ma.fields.Boolean):
+    """true or false, where marshmallow takes 0, 1 and "yes" as well."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if value is not True and value is not False:
+            raise self.make_error("invalid", input=value)
+        return bool(value)
+
+
+class Digits(ma.fields.Integer):
+    """A number in decimal digits, where int() takes "1_000", " 5" and "٣" as well."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if not re.fullmatch("[0-9]{1,18}", value):
+            raise self.make_error("invalid", input=value)
+        return int(value)
+
+
+class CursorField(ma.fields.String):
+    """A cursor, as `next_page` writes it."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        try:
+            cursor = Cursor(*orjson.loads(urlsafe_b64decode(f"{value}==")))
+            if not all(isinstance(part, str) for part in cursor):
+                raise TypeError("not text")
+            if cursor.sort == "title":
+                storable(cursor.key)
+            elif TIMESTAMP.fullmatch(cursor.key):
+                datetime.fromisoformat(cursor.key)
+            else:
+                raise ValueError("no time stamp")
+            if not UUID.fullmatch(cursor.id):
+                raise ValueError("no task id")
+        except (TypeError, ValueError) as error:
+            raise ma.ValidationError(NO_CURSOR) from error
+        return cursor
+
+
+class TaskSchema(ma.Schema):
+    """A task, always with all of its fields."""
+
+    id = ma.fields.UUID(required=True, metadata={"example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"})
+    user_id = ma.fields.String(required=True, metadata={"example": "alice"})
+    title = ma.fields.String(required=True, metadata={"example": "Buy milk"})
+    description = ma.fields.String(
+        required=True, allow_none=True, metadata={"example": "Two bottles"}
+    )
+    completed = ma.fields.Boolean(required=True, metadata={"example": False})
+    created_at = ma.fields.AwareDateTime(
+        required=True, metadata={"example": "2026-01-31T09:30:00.000000Z"}
+    )
+    updated_at = ma.fields.AwareDateTime(
+        required=True, metadata={"example": "2026-01-31T09:30:00.000000Z"}
+    )
+
+
+TITLE: dict[str, Any] = {
+    "validate": [storable, Length(min=1), Length(max=500)],
+    "metadata": {"example": "Buy milk", "description": "Stripped of the white space around it."},
+}
+
+
+class TaskUpdateSchema(BodySchema):
+    """What to change; a field that is absent stays as it is."""
+
+    title = Stripped(**TITLE)
+    description = ma.fields.String(
+        allow_none=True,
+        validate=[storable, Length(max=5000)],
+        metadata={"example": "Two bottles", "description": "null: none."},
+    )
+    completed = StrictBoolean(metadata={"example": False})
+
+
+class TaskCreateSchema(TaskUpdateSchema):
+    """A new task."""
+
+    title = Stripped(required=True, **TITLE)
+
+
+class TaskCompletionSchema(BodySchema):
+    """Nothing, to flip; or the value to set."""
+
+    optional = True
+    completed = StrictBoolean(metadata={"example": True})
+
+
+class MessageSchema(ma.Schema):
+    """What was done."""
+
+    message = ma.fields.String(required=True, metadata={"example": "Task deleted successfully"})
+
+
+class StatusSchema(ma.Schema):
+    """All is well."""
+
+    status = ma.fields.String(required=True, metadata={"example": "ok"})
+
+
+class TaskQuerySchema(ma.Schema):
+    """Which tasks to list, and in which order."""
+
+    status = ma.fields.String(
+        validate=OneOf(["all", "pending", "completed"]),
+        metadata={"description": "Only these.", "default": "all"},
+    )
+    search = ma.fields.String(
+        validate=[storable, Length(min=1), Length(max=200)],
+        metadata={
+            "description": "Only tasks with this text in title or description, in upper or lower"
+            " case. No character has a special meaning.",
+            "example": "milk",
+        },
+    )
+    sort = ma.fields.String(
+        validate=OneOf(["created", "updated", "title"]),
+        metadata={"description": "What to sort by; titles in lower case.", "default": "created"},
+    )
+    order = ma.fields.String(
+        validate=OneOf(["asc", "desc"]),
+        metadata={"description": "Smallest or largest first.", "default": "asc"},
+    )
+    limit = Digits(
+        validate=Range(1, models.MAX_PAGE),
+        metadata={"description": "How many at most.", "default": models.MAX_PAGE},
+    )
+    cursor = CursorField(
+        metadata={"description": "Where to go on: take the whole address from the Link header."}
+    )
+
+    @ma.validates_schema
+    def cursor_belongs_to_this_order(self, query: dict[str, Any], **_: Any) -> None:
+        cursor, order = (
+            query.get("cursor"),
+            (query.get("sort", "created"), query.get("order", "asc")),
+        )
+        if cursor and (cursor.sort, cursor.order) != order:
+            raise ma.ValidationError(NO_CURSOR, "cursor")
+
+
+PATH_PARAMETERS = [
+    {
+        "in": "path",
+        "name": "user_id",
+        "description": "Whose tasks: any name or id without a slash or control character.",
+        "example": "alice",
+    }
+]
+tasks = Blueprint(
+    "tasks",
+    __name__,
+    url_prefix="/api/<user_id:user_id>/tasks",
+    description="The tasks of one user.",
+)
+tasks.before_request(auth.authorize)
+
+
+@tasks.before_request
+def refuse_impossible_ids() -> None:
+    """Raises NotFound for an id that no task can have, before the database is asked."""
+    if request.view_args and request.view_args.get("task_id", NOWHERE) is None:
+        raise NotFound(models.NO_SUCH_TASK)
+
+
+@tasks.route("")
+class Tasks(MethodView):
+    @tasks.operation("listTasks", headers=("If-None-Match",), also=(304, 404, 422, 503))
+    @tasks.arguments(TaskQuerySchema(), location="query")
+    @tasks.response(200, TaskSchema(many=True), headers={"ETag": "ETag", "Link": "Link"})
+    def get(self, query: dict[str, Any], user_id: str) -> Response:
+        """List a user's tasks
+
+        In order of creation, unless another order is asked for. When more follow, the header
+        `Link` has the address of the next page; whoever follows it sees every task once,
+        whatever is written meanwhile.
+        """
+        page, cursor = models.list_tasks(user_id, **query)
+        response = jsonify(page)
+        if cursor:
+            response.headers["Link"] = f'<{next_page(query, cursor)}>; rel="next"'
+        state = response.data + response.headers.get("Link", "").encode()
+        return unless_known(response, hashlib.blake2b(state, digest_size=16).hexdigest())
+
+    @tasks.operation(
+        "createTask", headers=("Idempotency-Key",), also=(400, 404, 413, 415, 422, 503)
+    )
+    @tasks.arguments(TaskCreateSchema())
+    @tasks.response(201, TaskSchema, headers={"ETag": "ETag", "Location": "Location"})
+    @tasks.alt_response(
+        200,
+        schema=TaskSchema,
+        description="The key was used before: the task as it is now.",
+        headers={"ETag": "ETag", "Idempotent-Replayed": "Idempotent-Replayed"},
+    )
+    def post(self, body: dict[str, Any], user_id: str) -> Response:
+        """Create a task
+
+        With an `Idempotency-Key` this can be repeated without harm.
+        """
+        created, is_new = models.create_task(user_id, **body, key=idempotency_key())
+        response = tagged(created)
+        if is_new:
+            response.status_code = 201
+            response.headers["Location"] = f"{quote(request.path)}/{created.task['id']}"
+        else:
+            response.headers["Idempotent-Replayed"] = "true"
+        return response
+
+
+@tasks.route("/<task_id:task_id>")
+class TaskById(MethodView):
+    @tasks.operation("getTask", headers=("If-None-Match",), also=(304, 404, 503))
+    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
+    def get(self, user_id: str, task_id: str) -> Response:
+        """Get a task"""
+        found = models.get_task(user_id, task_id)
+        return unless_known(tagged(found), found.revision)
+
+    @tasks.operation("updateTask", headers=("If-Match",), also=(400, 404, 412, 413, 415, 422, 503))
+    @tasks.arguments(TaskUpdateSchema())
+    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
+    def put(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
+        """Update a task
+
+        Fields that are absent stay as they are, as with PATCH; `{}` changes nothing.
+        """
+        return tagged(models.update_task(user_id, task_id, body, expected=if_match()))
+
+    @tasks.operation("patchTask", headers=("If-Match",), also=(400, 404, 412, 413, 415, 422, 503))
+    @tasks.doc(
+        requestBody={"content": {"application/merge-patch+json": {"schema": TaskUpdateSchema}}}
+    )
+    @tasks.arguments(TaskUpdateSchema())
+    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
+    def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
+        """Change some fields of a task
+
+        A JSON merge patch (RFC 7396): `{"description": null}` removes the description.
+        """
+        return tagged(models.update_task(user_id, task_id, body, expected=if_match()))
+
+    @tasks.operation("deleteTask", headers=("If-Match",), also=(404, 412, 503))
+    @tasks.response(200, MessageSchema)
+    def delete(self, user_id: str, task_id: str) -> Response:
+        """Delete a task
+
+        A second time it is a 404.
+        """
+        models.delete_task(user_id, task_id, expected=if_match())
+        return jsonify(message="Task deleted successfully")
+
+
+@tasks.route("/<task_id:task_id>/complete")
+class TaskCompletion(MethodView):
+    @tasks.operation(
+        "completeTask", headers=("If-Match",), also=(400, 404, 412, 413, 415, 422, 503)
+    )
+    @tasks.arguments(TaskCompletionSchema(), required=False)
+    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
+    def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
+        """Complete a task, or take that back
+
+        Without a body, or with `{}`, this flips `completed`. `{"completed": true}` sets it, which
+        can be repeated without harm.
+        """
+        changed = models.update_task(user_id, task_id, body, flips=not body, expected=if_match())
+        return tagged(changed)
+
+
+def tagged(tagged: Tagged) -> Response:
+    """The answer that shows a task."""
+    response = jsonify(tagged.task)
+    response.headers["ETag"] = f'"{tagged.revision}"'
+    return response
+
+
+def unless_known(response: Response, tag: str) -> Response:
+    """`response`, or a 304 if the client has the state that `tag` names (RFC 9110, 13.1.2)."""
+    response.headers["ETag"] = f'"{tag}"'
+    if "If-None-Match" in request.headers and request.if_none_match.contains_weak(tag):
+        response.status_code = 304
+        response.data = b""
+    return response
+
+
+def if_match() -> tuple[str, ...] | None:
+    """The revisions that the client accepts, None for any. Weak tags count as strong ones."""
+    if "If-Match" not in request.headers or request.if_match.star_tag:
+        return None
+    tags = request.if_match.as_set(include_weak=True)
+    return tuple(tag for tag in tags if UUID.fullmatch(tag)) or (NOWHERE,)
+
+
+def idempotency_key() -> str | None:
+    """The request's key, or None. Raises Invalid."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise Invalid({"Idempotency-Key": ["Must be 1 to 255 printable ASCII characters."]})
+    return key
+
+
+def next_page(query: dict[str, Any], cursor: Cursor) -> str:
+    """The same list from `cursor` on, relative to this address (RFC 8288, section 3.1)."""
+    value = urlsafe_b64encode(orjson.dumps(list(cursor))).decode().rstrip("=")
+    return f"{quote(request.path)}?{urlencode({**query, 'cursor': value}, quote_via=quote)}"
