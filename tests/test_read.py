@@ -1,0 +1,57 @@
+"""GET /api/{user_id}/tasks/{task_id}"""
+
+from uuid import uuid4
+
+import pytest
+from conftest import User
+
+
+def test_a_task_reads_back_equal(user: User) -> None:
+    task = user.create("Buy milk", description="Two bottles")
+    response = user.get(f"/tasks/{task['id']}")
+    assert response.status_code == 200
+    assert response.json() == task
+
+
+@pytest.mark.parametrize("form", [str.upper, lambda path: path + "/"])
+def test_spellings_of_a_tasks_path(user: User, form) -> None:
+    task = user.create()
+    response = user.get("/tasks/" + form(task["id"]), allow_redirects=False)
+    assert (response.status_code, response.json()) == (200, task)
+
+
+def test_nobody_learns_what_exists(user: User, other: User) -> None:
+    task = user.create()
+    answers = [
+        other.request(method, f"/tasks/{task_id}{suffix}", json=body)
+        for task_id in (task["id"], uuid4(), "1", "x" * 300, "null", uuid4().hex, f"{{{uuid4()}}}")
+        for method, suffix, body in [
+            ("GET", "", None),
+            ("PUT", "", {"title": "mine"}),
+            ("PATCH", "", {"title": "mine"}),
+            ("PATCH", "", {}),
+            ("PATCH", "/complete", None),
+            ("DELETE", "", None),
+        ]
+    ]
+    problems = [answer.json() | {"request_id": None} for answer in answers]
+    assert problems == [
+        {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "There is no such task.",
+            "request_id": None,
+        }
+    ] * len(answers)
+    assert user.task(task["id"]) == task
+
+
+def test_head_answers_like_get_without_a_body(user: User) -> None:
+    task = user.create()
+    for path in ("/tasks", f"/tasks/{task['id']}"):
+        get, head = user.get(path), user.head(path)
+        assert head.status_code == 200
+        assert head.content == b""
+        for header in ("ETag", "Content-Length", "Content-Type"):
+            assert head.headers[header] == get.headers[header]
