@@ -103,7 +103,9 @@ def _postgres_url(address: str) -> str:
         except psycopg2.ProgrammingError:
             continue
         parameters.append(parameter)
-    url = f"postgresql://{base}?{urlencode(parameters, quote_via=quote)}".removesuffix("?")
+    url = f"postgresql://{base}?{urlencode(parameters, quote_via=quote, safe='/')}".removesuffix(
+        "?"
+    )
     try:
         ports = parse_dsn(url).get("port", "")
     except psycopg2.ProgrammingError:

@@ -23,12 +23,14 @@ ROOT = Path(__file__).parent.parent
 class Server:
     """gunicorn as the Procfile starts it, in an empty folder, on a free port of 127.0.0.1."""
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, app: str = "app:create_app()", **environment: str
+    ) -> None:
         self.folder = folder
         self.log_file = folder / "log"
         inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         inherited["PYTHONPATH"] = str(ROOT)
-        command = [sys.executable, "-m", "gunicorn", "app:create_app()", *arguments]
+        command = [sys.executable, "-m", "gunicorn", app, *arguments]
         command += ["-c", str(ROOT / "gunicorn.conf.py"), "-b", "127.0.0.1:0"]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(

@@ -37,12 +37,14 @@ def test_all_fields_are_kept(user: User) -> None:
     assert user.tasks() == [task]
 
 
-@pytest.mark.parametrize("title", ["x", "x" * 500, "𝕏" * 500, "  Hi\u2003", " " * 600 + "x", "a\x01b"])
+@pytest.mark.parametrize(
+    "title", ["x", "x" * 500, "😀" * 500, "  Hi\u2003", " " * 600 + "x", "a\x01b"]
+)
 def test_titles_that_are_taken(user: User, title: str) -> None:
     assert user.create(title)["title"] == title.strip()
 
 
-@pytest.mark.parametrize("description", ["", " x ", "x" * 5000, "𝕏" * 5000, None, "a\nb\x7f"])
+@pytest.mark.parametrize("description", ["", " x ", "x" * 5000, "😀" * 5000, None, "a\nb\x7f"])
 def test_descriptions_are_kept_as_they_are(user: User, description: str | None) -> None:
     assert user.create(description=description)["description"] == description
 
@@ -54,12 +56,16 @@ def test_descriptions_are_kept_as_they_are(user: User, description: str | None) 
         ({"title": ""}, "title", "Shorter than minimum length 1."),
         ({"title": " \t\n\u3000"}, "title", "Shorter than minimum length 1."),
         ({"title": "x" * 501}, "title", "Longer than maximum length 500."),
-        ({"title": "𝕏" * 501}, "title", "Longer than maximum length 500."),
+        ({"title": "😀" * 501}, "title", "Longer than maximum length 500."),
         ({"title": None}, "title", "Field may not be null."),
         ({"title": 5}, "title", "Not a valid string."),
         ({"title": ["x"]}, "title", "Not a valid string."),
         ({"title": "a\0b"}, "title", "Must not contain a NUL character."),
-        ({"title": "x", "description": "x" * 5001}, "description", "Longer than maximum length 5000."),
+        (
+            {"title": "x", "description": "x" * 5001},
+            "description",
+            "Longer than maximum length 5000.",
+        ),
         ({"title": "x", "description": 5}, "description", "Not a valid string."),
         ({"title": "x", "description": "\0"}, "description", "Must not contain a NUL character."),
         ({"title": "x", "completed": 0}, "completed", "Not a valid boolean."),
@@ -74,8 +80,10 @@ def test_descriptions_are_kept_as_they_are(user: User, description: str | None) 
 )
 def test_what_is_not_a_task_is_refused(user: User, body: object, field: str, message: str) -> None:
     response = user.post("/tasks", json=body, data="null" if body is None else None)
-    response = response if body is not None else user.post(
-        "/tasks", data="null", headers={"Content-Type": "application/json"}
+    response = (
+        response
+        if body is not None
+        else user.post("/tasks", data="null", headers={"Content-Type": "application/json"})
     )
     assert response.status_code == 422
     problem = response.json()
@@ -96,7 +104,8 @@ def test_unknown_fields_are_ignored_and_the_servers_own_cannot_be_set(user: User
 
 
 @pytest.mark.parametrize(
-    "name", ["1", "ann@example.com", "用户", "auth0|5f", "a b", "%2e", "x" * 255, "\ufffd", "'--", "a\\b"]
+    "name",
+    ["1", "ann@example.com", "用户", "auth0|5f", "a b", "%2e", "x" * 255, "\ufffd", "'--", "a\\b"],
 )
 def test_a_user_id_is_any_text(server, name: str) -> None:
     with User(server, name) as user:

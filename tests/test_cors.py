@@ -1,0 +1,116 @@
+"""Pages of other origins, as a browser lets them call."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import Server, User
+
+LISTED = "http://localhost:3000"
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+SENT = {
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "X-Request-ID",
+}
+EXPOSED = {"ETag", "Idempotent-Replayed", "Link", "Location", "Retry-After", "X-Request-ID"}
+
+
+def names(header: str) -> set[str]:
+    return set(header.split(", "))
+
+
+def preflight(user: User, origin: str, method: str = "PATCH") -> requests.Response:
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": ", ".join(SENT).lower() + ", x-other",
+    }
+    return user.options("/tasks", headers=headers)
+
+
+def allowed(response: requests.Response) -> dict[str, str]:
+    return {name: value for name, value in response.headers.items() if name.startswith("Access-")}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_preflight_of_a_listed_origin_passes(user: User, method: str) -> None:
+    response = preflight(user, LISTED, method)
+    assert response.status_code == 200
+    assert response.headers["Access-Control-Allow-Origin"] == LISTED
+    assert response.headers["Access-Control-Allow-Credentials"] == "true"
+    assert names(response.headers["Access-Control-Allow-Methods"]) == METHODS
+    assert names(response.headers["Access-Control-Allow-Headers"]) == {s.lower() for s in SENT}
+    assert "Origin" in response.headers["Vary"]
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("GET", "/tasks", 200),
+        ("POST", "/tasks", 400),
+        ("GET", "/tasks/1", 404),
+        ("GET", "/tasks?limit=x", 422),
+        ("DELETE", "/tasks", 405),
+        ("GET", "/nope", 404),
+    ],
+)
+def test_answers_and_errors_can_be_read(user: User, method: str, path: str, status: int) -> None:
+    response = user.request(method, path, headers={"Origin": LISTED})
+    assert response.status_code == status
+    assert response.headers["Access-Control-Allow-Origin"] == LISTED
+    assert response.headers["Access-Control-Allow-Credentials"] == "true"
+    assert names(response.headers["Access-Control-Expose-Headers"]) == EXPOSED
+    assert response.headers["Vary"] == "Origin"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("http://localhost:3001", "https://localhost:3000", "http://localhost:30000"),
+        *("http://localhost:3000.evil.example", "http://localhostx3000", "http://localhost:3000/"),
+        *("null", "", "*"),
+    ],
+)
+def test_another_origin_gets_nothing(user: User, origin: str) -> None:
+    for response in (preflight(user, origin), user.get("/tasks", headers={"Origin": origin})):
+        assert allowed(response) == {}
+        assert response.headers["Vary"] == "Origin"
+
+
+def test_without_an_origin_there_is_nothing_but_vary(user: User) -> None:
+    response = user.get("/tasks")
+    assert allowed(response) == {}
+    assert response.headers["Vary"] == "Origin"
+
+
+def test_only_the_api_is_opened(server: Server) -> None:
+    for path in ("/health", "/docs", "/openapi.json"):
+        response = requests.get(server.url + path, headers={"Origin": LISTED})
+        assert allowed(response) == {}
+
+
+@pytest.fixture(params=["*", "https://a.example/, http://[::1]:3000,http://x.y"])
+def configured(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Server]]:
+    server = Server(tmp_path, CORS_ORIGINS=request.param).wait()
+    yield request.param, server
+    server.stop()
+
+
+def test_the_setting_decides(configured: tuple[str, Server]) -> None:
+    origins, server = configured
+    with User(server, "ann") as user:
+        for origin in ("https://a.example", "http://[::1]:3000", "http://x.y"):
+            response = user.get("/tasks", headers={"Origin": origin})
+            if origins == "*":
+                assert response.headers["Access-Control-Allow-Origin"] == "*"
+                assert "Access-Control-Allow-Credentials" not in response.headers
+                assert "Vary" not in response.headers
+            else:
+                assert response.headers["Access-Control-Allow-Origin"] == origin
+        if origins != "*":
+            assert allowed(user.get("/tasks", headers={"Origin": "http://xzy"})) == {}

@@ -1,0 +1,252 @@
+"""GET /api/{user_id}/tasks"""
+
+import itertools
+import json
+from base64 import urlsafe_b64encode
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+from conftest import User
+
+NOWHERE = "00000000-0000-0000-0000-000000000000"
+TITLES = [
+    "banana",
+    "Apple",
+    "äpfel",
+    "Zebra",
+    "Éclair",
+    "zebra",
+    "ß",
+    "SS",
+    "_",
+    "用户",
+    "😀",
+    "ΟΔΟΣ",
+]
+
+
+def pages(user: User, **query: Any) -> list[list[dict[str, Any]]]:
+    """Every page of a list, by following its links."""
+    response = user.get("/tasks", params=query)
+    found = [response.json()]
+    while "next" in response.links:
+        response = user.get(urljoin(response.url, response.links["next"]["url"]))
+        assert response.status_code == 200, response.text
+        found.append(response.json())
+    return found
+
+
+def titles(tasks: list[dict[str, Any]]) -> list[str]:
+    return [task["title"] for task in tasks]
+
+
+def test_a_user_never_seen_has_no_tasks(user: User) -> None:
+    response = user.get("/tasks")
+    assert (response.status_code, response.json()) == (200, [])
+    assert "Link" not in response.headers
+
+
+def test_the_oldest_task_comes_first(user: User, other: User) -> None:
+    tasks = [user.create(title) for title in TITLES]
+    other.create("not mine")
+    assert user.tasks() == tasks
+
+
+def test_a_slash_at_the_end_is_the_same_path(user: User) -> None:
+    task = user.create()
+    response = user.get("/tasks/", allow_redirects=False)
+    assert (response.status_code, response.json()) == (200, [task])
+
+
+@pytest.mark.parametrize(
+    "status, expected", [("all", ["a", "b", "c"]), ("pending", ["a", "c"]), ("completed", ["b"])]
+)
+def test_status(user: User, status: str, expected: list[str]) -> None:
+    for title in "abc":
+        user.create(title, completed=title == "b")
+    assert titles(user.tasks(status=status)) == expected
+
+
+@pytest.mark.parametrize(
+    "text, search",
+    [
+        ("Buy MILK today", "milk"),
+        ("buy milk", "Y MI"),
+        ("ÄÖÜ", "äöü"),
+        ("привет", "ПРИВЕТ"),
+        ("ΟΔΟΣΑ", "οδος"),
+        ("straße", "STRASSE"),
+        ("50% off", "0% O"),
+        ("a_b", "a_b"),
+        ("a\\b", "a\\B"),
+        ("it's", "'"),
+        ('say "x"', '"X"'),
+        ("𐐀", "𐐨"),
+        ("x" * 500, "x" * 200),
+        ("a\nb", "\n"),
+        ("%(part)s :part ?", "%(PART)s :"),
+    ],
+)
+def test_search_finds_a_literal_substring_in_any_case(user: User, text: str, search: str) -> None:
+    user.create("another", description="thing")
+    in_title = user.create(text)
+    in_description = user.create("other", description=f"<{text}>")
+    assert user.tasks(search=search) == [in_title, in_description]
+
+
+@pytest.mark.parametrize("search", ["%", "_", "a.c", "a*c", "abd", "\\"])
+def test_no_character_of_a_search_is_special(user: User, search: str) -> None:
+    user.create("abc")
+    assert user.tasks(search=search) == []
+
+
+def test_a_search_does_not_reach_across_title_and_description(user: User) -> None:
+    user.create("ab", description="cd")
+    assert user.tasks(search="bc") == []
+
+
+def test_filters_follow_changes(user: User) -> None:
+    task = user.create("old", description="Alt")
+    user.patch(f"/tasks/{task['id']}", json={"title": "NEW"})
+    assert (len(user.tasks(search="new")), user.tasks(search="old")) == (1, [])
+    user.patch(f"/tasks/{task['id']}", json={"description": None})
+    assert user.tasks(search="alt") == []
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_titles_are_sorted_in_lower_case_by_code_point(user: User, order: str) -> None:
+    for title in TITLES:
+        user.create(title)
+    found = [title.lower() for title in titles(user.tasks(sort="title", order=order))]
+    assert found == sorted((title.lower() for title in TITLES), reverse=order == "desc")
+
+
+def test_sort_by_last_change(user: User) -> None:
+    a, b, c = (user.create(title) for title in "abc")
+    user.patch(f"/tasks/{a['id']}/complete")
+    assert titles(user.tasks(sort="updated")) == ["b", "c", "a"]
+    assert titles(user.tasks(sort="updated", order="desc")) == ["a", "c", "b"]
+    assert titles(user.tasks(sort="created", order="desc")) == ["c", "b", "a"]
+    assert b["updated_at"] < c["updated_at"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"sort": sort, "order": order} | extra
+        for sort, order, extra in itertools.product(
+            ["created", "updated", "title"],
+            ["asc", "desc"],
+            [{}, {"status": "pending"}, {"search": "e"}],
+        )
+    ],
+    ids=str,
+)
+def test_pages_are_the_list_in_pieces(user: User, query: dict[str, str]) -> None:
+    for number, title in enumerate([*TITLES, "same", "same", "same"]):
+        user.create(title, completed=number % 3 == 0)
+    whole = user.tasks(**query)
+    found = pages(user, limit=2, **query)
+    assert list(itertools.chain(*found)) == whole
+    assert [len(page) for page in found[:-1]] == [2] * (len(found) - 1)
+
+
+def test_a_page_that_holds_the_rest_has_no_next(user: User) -> None:
+    for title in "ab":
+        user.create(title)
+    assert "Link" not in user.get("/tasks?limit=2").headers
+    link = user.get("/tasks?limit=1").headers["Link"]
+    assert link.startswith("</api/") and link.endswith('>; rel="next"')
+
+
+def test_a_walk_sees_every_task_once_whatever_is_written_meanwhile(user: User) -> None:
+    stay = [user.create(f"{number:03}")["id"] for number in range(40)]
+    go = [user.create(f"go {number}")["id"] for number in range(10)]
+    seen = []
+    url: str | None = user.base + "/tasks?limit=7"
+    for number in itertools.count():
+        response = user.get(url)
+        seen += [task["id"] for task in response.json()]
+        if "next" not in response.links:
+            break
+        url = urljoin(response.url, response.links["next"]["url"])
+        user.create(f"new {number}")
+        if go:
+            user.delete(f"/tasks/{go.pop()}")
+        user.patch(f"/tasks/{stay[number]}", json={"title": f"changed {number}"})
+    assert len(seen) == len(set(seen))
+    assert set(stay) <= set(seen)
+
+
+def cursor(*parts: object) -> str:
+    return "cursor=" + urlsafe_b64encode(json.dumps(parts).encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("status=", "status=done", "status=ALL", "status=all%00"),
+        *("search=", "search=" + "x" * 201, "search=%00", "search=%ff", "search=%ed%a0%80"),
+        *("sort=", "sort=id", "sort=created%20", "order=", "order=up", "order=ASC"),
+        *("limit=", "limit=0", "limit=-1", "limit=10001", "limit=1.0", "limit=1e2", "limit=%201"),
+        *("limit=1_0", "limit=%D9%A3", "limit=+1", "limit=" + "9" * 5000, "limit=0x10"),
+        *("cursor=", "cursor=1", "cursor=%00", "cursor=%ff", "cursor=" + "A" * 3000),
+        *("cursor=e30", "cursor=bnVsbA", "cursor=%E7%94%A8"),
+        cursor(),
+        cursor("created", "asc", "2026-01-01T00:00:00.000000Z"),
+        cursor("created", "asc", 5, NOWHERE),
+        cursor("created", "asc", "x", NOWHERE),
+        cursor("created", "asc", "2026-99-01T00:00:00.000000Z", NOWHERE),
+        cursor("created", "asc", "2026-01-01T00:00:00.000000Z", "x"),
+        cursor("created", "asc", "2026-01-01T00:00:00.000000Z", 7),
+        cursor("created", "asc", "2026-01-01T00:00:00.000000Z", NOWHERE, "more"),
+        cursor("created", "desc", "2026-01-01T00:00:00.000000Z", NOWHERE),
+        cursor("title", "asc", "x", NOWHERE),
+        "sort=title&" + cursor("title", "asc", "\0", NOWHERE),
+        "sort=title&" + cursor("title", "asc", ["x"], NOWHERE),
+    ],
+)
+def test_a_bad_parameter_is_named(user: User, query: str) -> None:
+    name = query.rpartition("&")[2].partition("=")[0]
+    response = user.get(f"/tasks?{query}")
+    assert response.status_code == 422
+    assert list(response.json()["errors"]) == [name]
+
+
+def test_a_cursor_of_another_order_is_refused(user: User) -> None:
+    for title in "ab":
+        user.create(title)
+    link = user.get("/tasks?limit=1&sort=title").links["next"]["url"]
+    assert user.get(urljoin(user.base, link)).status_code == 200
+    for changed in (link.replace("title", "updated"), link + "&order=desc"):
+        assert user.get(urljoin(user.base, changed)).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "query", ["foo=bar", "user_id=bob", "%ff=%ff", "&&", "=", "limit=5&page=2"]
+)
+def test_unknown_parameters_are_ignored(user: User, query: str) -> None:
+    task = user.create()
+    assert user.get(f"/tasks?{query}").json() == [task]
+
+
+def test_a_list_that_is_known_is_not_sent_again(user: User) -> None:
+    user.create()
+    tag = user.get("/tasks").headers["ETag"]
+    for sent in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+        response = user.get("/tasks", headers={"If-None-Match": sent})
+        assert (response.status_code, response.content) == (304, b"")
+        assert response.headers["ETag"] == tag
+    assert user.get("/tasks", headers={"If-Match": '"x"'}).status_code == 200
+    user.create()
+    assert user.get("/tasks", headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_a_page_is_another_one_when_more_follows(user: User) -> None:
+    user.create()
+    tag = user.get("/tasks?limit=1").headers["ETag"]
+    user.create()
+    response = user.get("/tasks?limit=1", headers={"If-None-Match": tag})
+    assert response.status_code == 200
+    assert "Link" in response.headers

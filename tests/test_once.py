@@ -1,0 +1,136 @@
+"""Idempotency-Key, ETag, If-Match and If-None-Match."""
+
+from uuid import uuid4
+
+import pytest
+from conftest import User
+
+WRITES = [
+    ("PUT", "", {"title": "mine"}),
+    ("PATCH", "", {"completed": True}),
+    ("PATCH", "", {}),
+    ("PATCH", "/complete", None),
+    ("PATCH", "/complete", {"completed": True}),
+    ("DELETE", "", None),
+]
+
+
+def test_the_same_key_gets_the_same_task(user: User) -> None:
+    body, headers = {"title": "Buy milk"}, {"Idempotency-Key": "order 1"}
+    first = user.post("/tasks", json=body, headers=headers)
+    second = user.post("/tasks", json=body, headers=headers)
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert "Idempotent-Replayed" not in first.headers
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert second.headers["ETag"] == first.headers["ETag"]
+    assert first.json() == second.json()
+    assert user.tasks() == [first.json()]
+
+
+def test_a_key_belongs_to_its_user(user: User, other: User) -> None:
+    tasks = [
+        each.post("/tasks", json={"title": "x"}, headers={"Idempotency-Key": "1"}).json()
+        for each in (user, other)
+    ]
+    assert tasks[0]["id"] != tasks[1]["id"]
+    assert (user.tasks(), other.tasks()) == ([tasks[0]], [tasks[1]])
+
+
+def test_a_key_with_other_content_is_refused(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    created = user.post("/tasks", json={"title": "x"}, headers=headers).json()
+    for body in (
+        {"title": "y"},
+        {"title": "x", "description": ""},
+        {"title": "x", "completed": True},
+    ):
+        response = user.post("/tasks", json=body, headers=headers)
+        assert response.status_code == 422
+        assert "Idempotency-Key" in response.json()["detail"]
+    assert user.tasks() == [created]
+
+
+def test_the_same_content_in_other_words_is_a_replay(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    user.post("/tasks", json={"title": "x"}, headers=headers)
+    body = {"title": " x ", "description": None, "completed": False, "extra": 1}
+    assert user.post("/tasks", json=body, headers=headers).status_code == 200
+
+
+def test_a_replay_after_a_change_gets_the_task_as_it_is(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    task = user.post("/tasks", json={"title": "x"}, headers=headers).json()
+    changed = user.patch(f"/tasks/{task['id']}", json={"title": "y"}).json()
+    replay = user.post("/tasks", json={"title": "x"}, headers=headers)
+    assert (replay.status_code, replay.json()) == (200, changed)
+
+
+def test_a_key_lives_as_long_as_its_task(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    task = user.post("/tasks", json={"title": "x"}, headers=headers).json()
+    user.delete(f"/tasks/{task['id']}")
+    assert user.post("/tasks", json={"title": "other"}, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "ä".encode(), "a\tb"])
+def test_a_bad_key_is_refused(user: User, key: str | bytes) -> None:
+    response = user.post("/tasks", json={"title": "x"}, headers={"Idempotency-Key": key})
+    assert response.status_code == 422
+    assert list(response.json()["errors"]) == ["Idempotency-Key"]
+    assert user.tasks() == []
+
+
+@pytest.mark.parametrize(
+    "key", ["~", "x" * 255, "a b!\"'{}", "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"]
+)
+def test_keys_that_are_taken(user: User, key: str) -> None:
+    headers = {"Idempotency-Key": key}
+    codes = [user.post("/tasks", json={"title": "x"}, headers=headers).status_code for _ in "12"]
+    assert codes == [201, 200]
+
+
+@pytest.mark.parametrize("method, suffix, body", WRITES)
+def test_a_write_with_an_old_tag_changes_nothing(
+    user: User, method: str, suffix: str, body: dict | None
+) -> None:
+    created = user.post("/tasks", json={"title": "x"})
+    path = f"/tasks/{created.json()['id']}"
+    changed = user.patch(path, json={"title": "y"})
+    for tag in (created.headers["ETag"], '"x"', "x", "", ",", '"*"', f'"{uuid4()}", "y"', 'W/"'):
+        response = user.request(method, path + suffix, json=body, headers={"If-Match": tag})
+        assert response.status_code == 412, tag
+    assert user.task(created.json()["id"]) == changed.json()
+
+
+@pytest.mark.parametrize("method, suffix, body", WRITES)
+@pytest.mark.parametrize(
+    "form", ["{}", "W/{}", '"x", {}', "*", '{}, "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"']
+)
+def test_a_write_with_the_current_tag_is_made(
+    user: User, method: str, suffix: str, body: dict | None, form: str
+) -> None:
+    created = user.post("/tasks", json={"title": "x"})
+    headers = {"If-Match": form.format(created.headers["ETag"])}
+    path = f"/tasks/{created.json()['id']}"
+    assert user.request(method, path + suffix, json=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("method, suffix, body", WRITES)
+@pytest.mark.parametrize("tag", ["*", '"x"', f'"{uuid4()}"'])
+def test_a_tag_of_no_task_is_a_404(
+    user: User, method: str, suffix: str, body: dict | None, tag: str
+) -> None:
+    path = f"/tasks/{uuid4()}{suffix}"
+    assert user.request(method, path, json=body, headers={"If-Match": tag}).status_code == 404
+
+
+def test_a_task_that_is_known_is_not_sent_again(user: User) -> None:
+    created = user.post("/tasks", json={"title": "x"})
+    path, tag = f"/tasks/{created.json()['id']}", created.headers["ETag"]
+    for sent in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+        response = user.get(path, headers={"If-None-Match": sent})
+        assert (response.status_code, response.content) == (304, b"")
+        assert response.headers["ETag"] == tag
+    assert user.get(path, headers={"If-None-Match": '"x"'}).status_code == 200
+    user.patch(path + "/complete")
+    assert user.get(path, headers={"If-None-Match": tag}).status_code == 200

@@ -1,0 +1,291 @@
+"""What an attacker or a careless client sends: never a 5xx, never HTML, never a change."""
+
+import json
+from uuid import uuid4
+
+import pytest
+from conftest import Server, User
+
+JSON = b"Content-Type: application/json\r\n"
+MAX = 128 * 1024
+ASTRAL = "\\ud83d\\ude00"
+A_TASK = b'{"title": "x"}'
+
+
+def post(body: bytes, headers: bytes = JSON, length: int | None = None) -> bytes:
+    """A POST to the user's tasks, with `length` in its Content-Length."""
+    size = len(body) if length is None else length
+    return b"POST {tasks} HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        headers,
+        size,
+        body,
+    )
+
+
+def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n", headers: bytes = JSON) -> bytes:
+    """A POST in chunks, which ends with `end`."""
+    head = b"POST {tasks} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + headers
+    return head + b"\r\n" + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + end
+
+
+def call(method: bytes, path: bytes, headers: bytes = b"") -> bytes:
+    """A request without a body."""
+    return b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (method, path, headers)
+
+
+BODIES = {
+    "no body": (post(b""), 400),
+    "no length and no body": (call(b"POST", b"{tasks}", JSON), 400),
+    "white space only": (post(b"  \n"), 400),
+    "an open brace": (post(b"{"), 400),
+    "an open string": (post(b'{"title": "x'), 400),
+    "a comma at the end": (post(b'{"title": "x",}'), 400),
+    "single quotes": (post(b"{'title': 'x'}"), 400),
+    "two documents": (post(A_TASK * 2), 400),
+    "a comment": (post(b'{"title": "x"} // hi'), 400),
+    "NaN": (post(b'{"title": "x", "n": NaN}'), 400),
+    "Infinity": (post(b'{"title": "x", "n": -Infinity}'), 400),
+    "a number of 5,000 digits": (post(b'{"title": "x", "n": %b}' % (b"9" * 5000)), 400),
+    "a title of 5,000 digits": (post(b'{"title": %b}' % (b"9" * 5000)), 400),
+    "a number out of range": (post(b'{"title": 1e999}'), 400),
+    "a number as the title": (post(b'{"title": 1e9}'), 422),
+    "a leading zero": (post(b'{"title": "x", "n": 01}'), 400),
+    "invalid UTF-8": (post(b'{"title": "\xff"}'), 400),
+    "overlong UTF-8": (post(b'{"title": "\xc0\xaf"}'), 400),
+    "a surrogate in UTF-8": (post(b'{"title": "\xed\xa0\x80"}'), 400),
+    "a raw control character": (post(b'{"title": "\x01"}'), 400),
+    "a raw NUL": (post(b'{"title": "\x00"}'), 400),
+    "an escaped NUL": (post(rb'{"title": "a\u0000"}'), 422),
+    "an escaped NUL in a description": (post(rb'{"title": "x", "description": "\u0000"}'), 422),
+    "a high surrogate alone": (post(rb'{"title": "\ud800"}'), 400),
+    "a low surrogate alone": (post(rb'{"title": "\udc00"}'), 400),
+    "surrogates in the wrong order": (post(rb'{"title": "\udc00\ud800"}'), 400),
+    "a surrogate in an unknown field": (post(rb'{"title": "x", "n": "\ud800"}'), 400),
+    "a bad escape": (post(rb'{"title": "\x41"}'), 400),
+    "100,000 open brackets": (post(b"[" * 100_000), 400),
+    "2,000 nested arrays": (post(b'{"title": "x", "n": %b}' % (b"[" * 2000 + b"]" * 2000)), 400),
+    "2,000 nested objects": (post(b'{"n":' * 2000 + b"1" + b"}" * 2000), 400),
+    "a byte order mark": (post(b"\xef\xbb\xbf" + A_TASK), 400),
+    "UTF-16": (post('{"title": "x"}'.encode("utf-16")), 400),
+    "UTF-16 that says so": (
+        post(
+            '{"title": "x"}'.encode("utf-16"), b"Content-Type: application/json; charset=utf-16\r\n"
+        ),
+        400,
+    ),
+    "null": (post(b"null"), 422),
+    "true": (post(b"true"), 422),
+    "a number": (post(b"5"), 422),
+    "a string": (post(b'"title"'), 422),
+    "an array": (post(b"[]"), 422),
+    "an array of tasks": (post(b"[%b]" % A_TASK), 422),
+    "an empty object": (post(b"{}"), 422),
+    "a nested title": (post(b'{"title": {"title": "x"}}'), 422),
+    "a title twice, the last one wrong": (post(b'{"title": "x", "title": 5}'), 422),
+    "a title in another case": (post(b'{"Title": "x"}'), 422),
+    "a blank title of a megabyte's kind": (post(b'{"title": "%b"}' % (b" " * 100_000)), 422),
+    "a title that is too long": (post(b'{"title": "%b"}' % (b"x" * 501)), 422),
+    "a title of 501 escaped characters": (post(b'{"title": "%b"}' % (ASTRAL * 501).encode()), 422),
+    "a proto": (post(b'{"__proto__": {"title": "x"}}'), 422),
+}
+TYPES = {
+    "a form": (post(b"title=x", b"Content-Type: application/x-www-form-urlencoded\r\n"), 415),
+    "a multipart form": (post(b"--x--", b"Content-Type: multipart/form-data; boundary=x\r\n"), 415),
+    "plain text": (post(A_TASK, b"Content-Type: text/plain\r\n"), 415),
+    "no type": (post(A_TASK, b""), 415),
+    "an empty type": (post(A_TASK, b"Content-Type: \r\n"), 415),
+    "XML": (post(b"<title/>", b"Content-Type: application/xml\r\n"), 415),
+    "JSON by its name only": (post(A_TASK, b"Content-Type: application/jsonp\r\n"), 415),
+    "two types": (post(A_TASK, b"Content-Type: text/plain, application/json\r\n"), 415),
+    "gzip": (post(b"\x1f\x8b\x08\x00", JSON + b"Content-Encoding: gzip\r\n"), 415),
+    "gzip that is none": (post(A_TASK, JSON + b"Content-Encoding: gzip\r\n"), 415),
+    "brotli": (post(b"\x8b", JSON + b"Content-Encoding: br\r\n"), 415),
+    "two encodings": (post(A_TASK, JSON + b"Content-Encoding: identity, gzip\r\n"), 415),
+}
+SIZES = {
+    "one byte over the limit": (post(b" " * (MAX + 1)), 413),
+    "a megabyte": (post(b" " * 1_000_000), 413),
+    "a megabyte of another type": (post(b" " * 1_000_000, b"Content-Type: text/plain\r\n"), 413),
+    "a terabyte announced": (post(b"{", length=10**12), 413),
+    "10^30 bytes announced": (post(b"{", length=10**30), 413),
+    "more announced than sent": (post(A_TASK, length=len(A_TASK) + 1), 400),
+    "everything announced, nothing sent": (post(b"", length=10), 400),
+    "one byte less announced": (post(A_TASK, length=len(A_TASK) - 1), 400),
+    "a chunk cut short": (chunked(end=b"ff\r\n" + A_TASK), 400),
+    "no last chunk": (chunked(A_TASK, end=b""), 400),
+    "a chunk size that is none": (chunked(end=b"zz\r\n"), 400),
+    "a negative chunk size": (chunked(end=b"-1\r\n"), 400),
+    "a chunk size of 10,000 digits": (chunked(end=b"0" * 10_000 + b"1\r\n"), 400),
+    "a chunk without its end": (chunked(end=b"2\r\n{}XX0\r\n\r\n"), 400),
+    "a bad trailer": (chunked(A_TASK, end=b"0\r\nno colon\r\n\r\n"), 400),
+    "chunks with no content": (chunked(), 400),
+    "chunks over the limit": (chunked(*[b" " * 8192] * 17), 413),
+    "broken JSON in chunks": (chunked(b'{"title"', b": "), 400),
+}
+PATHS = {
+    "an unknown path": (call(b"GET", b"/nope"), 404),
+    "the path of a user": (call(b"GET", b"{user}"), 404),
+    "tasks of nobody": (call(b"GET", b"/api//tasks"), 404),
+    "two slashes inside": (call(b"GET", b"{user}//tasks"), 404),
+    "two slashes at the end": (call(b"GET", b"{tasks}//"), 404),
+    "an evil host and two slashes": (call(b"GET", b"//evil.example/tasks"), 404),
+    "a path above": (call(b"GET", b"/api/../etc/passwd"), 404),
+    "an escaped slash": (call(b"GET", b"/api/a%2fb/tasks"), 404),
+    "a NUL in the user": (call(b"GET", b"/api/a%00b/tasks"), 404),
+    "a newline in the user": (call(b"GET", b"/api/a%0ab/tasks"), 404),
+    "a C1 control character in the user": (call(b"GET", b"/api/a%c2%80b/tasks"), 404),
+    "a byte that is not UTF-8": (call(b"GET", b"/api/%ff/tasks"), 404),
+    "another byte that is not UTF-8": (call(b"GET", b"/api/%fe/tasks"), 404),
+    "a surrogate in the user": (call(b"GET", b"/api/%ed%a0%80/tasks"), 404),
+    "an overlong slash": (call(b"GET", b"/api/%c0%af/tasks"), 404),
+    "a user of 256 characters": (call(b"GET", b"/api/" + b"x" * 256 + b"/tasks"), 404),
+    "a user of 256 characters of 4 bytes": (
+        call(b"GET", b"/api/" + b"%F0%9F%98%80" * 256 + b"/tasks"),
+        404,
+    ),
+    "a task id that is not UTF-8": (call(b"DELETE", b"{tasks}/%ff"), 404),
+    "a task id with a NUL": (call(b"DELETE", b"{tasks}/%00"), 404),
+    "a task id with a quote": (call(b"GET", b"{tasks}/'%20OR%201=1--"), 404),
+    "a path below a task": (call(b"GET", b"{tasks}/1/x"), 404),
+    "a path below complete": (call(b"PATCH", b"{tasks}/1/complete/x"), 404),
+    "a file above the docs": (call(b"GET", b"/docs/swagger-ui/../../../app.py"), 404),
+    "an escaped file above the docs": (call(b"GET", b"/docs/swagger-ui/%2e%2e/__init__.py"), 404),
+    "a file above static": (call(b"GET", b"/static/..%2f..%2fsettings.py"), 404),
+    "DELETE of all tasks": (call(b"DELETE", b"{tasks}"), 405),
+    "PATCH of all tasks": (call(b"PATCH", b"{tasks}"), 405),
+    "POST to a task": (post(A_TASK).replace(b"{tasks}", b"{tasks}/1"), 405),
+    "GET of complete": (call(b"GET", b"{tasks}/1/complete"), 405),
+    "POST to complete": (call(b"POST", b"{tasks}/1/complete"), 405),
+    "TRACE": (call(b"TRACE", b"{tasks}"), 405),
+    "an unknown method": (call(b"BREW", b"{tasks}"), 405),
+    "POST to health": (call(b"POST", b"/health"), 405),
+    "a path over 8 kB": (call(b"GET", b"/" + b"x" * 9000), 414),
+}
+HTTP = {
+    "rubbish": (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
+    "no version": (b"GET /health\r\n\r\n", 400),
+    "HTTP/3": (b"GET {tasks} HTTP/3.0\r\n\r\n", 400),
+    "a header without a colon": (call(b"GET", b"{tasks}", b"nope\r\n"), 400),
+    "a space before the colon": (call(b"GET", b"{tasks}", b"X : y\r\n"), 400),
+    "a NUL in a header": (call(b"GET", b"{tasks}", b"X: a\0b\r\n"), 400),
+    "a folded header": (call(b"GET", b"{tasks}", b"X: a\r\n b\r\n"), 400),
+    "a header of 10 kB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 10_000)), 431),
+    "200 headers": (call(b"GET", b"{tasks}", b"X: y\r\n" * 200), 431),
+    "a length that is none": (call(b"POST", b"{tasks}", JSON + b"Content-Length: x\r\n"), 400),
+    "a negative length": (call(b"POST", b"{tasks}", JSON + b"Content-Length: -1\r\n"), 400),
+    "two lengths": (
+        call(b"POST", b"{tasks}", JSON + b"Content-Length: 1\r\nContent-Length: 2\r\n"),
+        400,
+    ),
+    "a length and chunks": (
+        call(b"POST", b"{tasks}", JSON + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
+        400,
+    ),
+    "an unknown transfer encoding": (
+        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: rot13\r\n"),
+        501,
+    ),
+}  # fmt: skip
+BY_THE_APPLICATION = BODIES | TYPES | SIZES | PATHS
+BY_THE_SERVER = {**HTTP, "a path over 8 kB": PATHS["a path over 8 kB"]}
+
+
+def send(user: User, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    path = user.base.removeprefix(user.server.url).encode()
+    return user.server.send(request.replace(b"{tasks}", path + b"/tasks").replace(b"{user}", path))
+
+
+@pytest.mark.parametrize("name", [name for name in BY_THE_APPLICATION if name not in BY_THE_SERVER])
+def test_the_application_refuses(user: User, name: str) -> None:
+    request, expected = BY_THE_APPLICATION[name]
+    kept = user.create("kept")
+    status, headers, body = send(user, request)
+    assert status == expected, body
+    assert headers["content-type"] == "application/problem+json"
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert problem["request_id"] == headers["x-request-id"]
+    assert isinstance(problem["detail"], str) and problem["detail"]
+    assert "HTML" not in problem["detail"]
+    assert (status == 405) == ("allow" in headers)
+    assert user.tasks() == [kept]
+
+
+@pytest.mark.parametrize("name", BY_THE_SERVER)
+def test_the_server_refuses_what_is_not_http(user: User, name: str) -> None:
+    request, expected = BY_THE_SERVER[name]
+    kept = user.create("kept")
+    status, headers, _ = send(user, request)
+    assert status == expected
+    assert headers["connection"] == "close"
+    assert user.tasks() == [kept]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chunked(b'{"tit', b'le": "x', b'"}'),
+        chunked(A_TASK, end=b"0\r\nX-Trailer: y\r\n\r\n"),
+        post(A_TASK + b" " * (MAX - len(A_TASK))),
+        chunked(A_TASK + b" " * (MAX - len(A_TASK))),
+        post(A_TASK, b"Content-Type: APPLICATION/JSON; charset=utf-8\r\n"),
+        post(A_TASK, b"Content-Type: application/ld+json\r\n"),
+        post(A_TASK, JSON + b"Content-Encoding: identity\r\n"),
+        post(A_TASK, JSON + b"Expect: 100-continue\r\n"),
+        post(b'{"title": "x", "n": %b}' % (b"[" * 500 + b"]" * 500)),
+        post(b'{"title": "x", "title": "x", "\\u0000": 1}'),
+    ],
+)
+def test_what_is_unusual_but_right_is_taken(user: User, request_: bytes) -> None:
+    status, _, body = send(user, request_)
+    if status == 100:
+        status, body = int(body.split()[1]), body.partition(b"\r\n\r\n")[2]
+    assert status == 201, body
+    assert user.tasks() == [json.loads(body)]
+
+
+def test_the_longest_legal_body_is_taken(user: User) -> None:
+    body = b'{"title": "%b", "description": "%b"}' % (
+        (ASTRAL * 500).encode(),
+        (ASTRAL * 5000).encode(),
+    )
+    status, _, answer = send(user, post(body))
+    assert status == 201
+    assert json.loads(answer)["description"] == "😀" * 5000
+    assert user.tasks() == [json.loads(answer)]
+
+
+def test_a_broken_body_does_not_spoil_the_next_request(user: User) -> None:
+    """What follows a body that could not be read must not be taken for a request."""
+    smuggled = call(b"DELETE", f"/api/{user.name}/tasks/{uuid4()}".encode())
+    path = user.base.removeprefix(user.server.url).encode() + b"/tasks"
+    request = chunked(end=b"zz\r\n" + smuggled).replace(b"{tasks}", path)
+    status, _, body = user.server.send(request)
+    assert status == 400
+    assert body.count(b"HTTP/1.1") == 0
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"evil.example", b"a b", b"[::1", b"x" * 5000, b"\xff", b"a:99999999"]
+)
+def test_the_host_header_decides_nothing(server: Server, host: bytes) -> None:
+    request = b"GET /api/nobody/tasks?limit=1 HTTP/1.1\r\nHost: %b\r\n\r\n" % host
+    status, headers, _ = server.send(request)
+    assert status in {200, 400}
+    assert "location" not in headers
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"SCRIPT_NAME: /api",
+        b"SCRIPT-NAME: /api",
+        b"Script_Name: /x",
+        b"PATH_INFO: /x",
+        b"X-HTTP-Method-Override: DELETE",
+        b"X-Forwarded-Prefix: /x",
+    ],
+)
+def test_no_header_moves_the_routes(server: Server, header: bytes) -> None:
+    status, _, _ = server.send(call(b"GET", b"/health", header + b"\r\n"))
+    assert status == 200

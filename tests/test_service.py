@@ -1,0 +1,90 @@
+"""/health, /ready, request ids and the log."""
+
+import re
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import Server, User
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/ready/"])
+def test_all_is_well(server: Server, path: str) -> None:
+    response = requests.get(server.url + path, allow_redirects=False)
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    assert requests.head(server.url + path).status_code == 200
+
+
+@pytest.mark.parametrize("given", ["a", "A-z_0.9:/+=@~", "x" * 128])
+def test_a_safe_request_id_is_kept(user: User, given: str) -> None:
+    for path in ("/tasks", "/tasks/1", "/nope"):
+        response = user.get(path, headers={"X-Request-ID": given})
+        assert response.headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "a,b", "ä".encode(), "{x}"])
+def test_any_other_is_replaced(user: User, given: str | bytes) -> None:
+    response = user.get("/tasks", headers={"X-Request-ID": given})
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
+
+
+def test_every_answer_has_an_id_of_its_own(user: User) -> None:
+    ids = {user.get("/tasks").headers["X-Request-ID"] for _ in range(20)}
+    assert len(ids) == 20
+
+
+def test_every_request_is_one_line_of_the_log(user: User) -> None:
+    headers = {"Authorization": "Bearer secret1", "Cookie": "secret2"}
+    response = user.post("/tasks?token=secret3", json={"title": "secret4"}, headers=headers)
+    lines = [line for line in user.server.log() if user.name in line.get("path", "")]
+    assert len(lines) == 1
+    (line,) = lines
+    assert list(line) == [
+        *("time", "level", "message", "request_id", "method", "path", "status", "ms")
+    ]
+    assert (line["level"], line["message"], line["method"]) == ("info", "request", "POST")
+    assert line["path"] == f"/api/{user.name}/tasks"
+    assert line["status"] == response.status_code == 201
+    assert line["request_id"] == response.headers["X-Request-ID"]
+    assert 0 < line["ms"] < 5000
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"])
+    assert "secret" not in user.server.log_file.read_text()
+
+
+def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import app, models\n"
+        "def create_app():\n"
+        "    models.get_task = lambda *_: 1 / 0\n"
+        "    return app.create_app()\n"
+    )
+    server = Server(tmp_path, "--chdir", str(tmp_path), app="broken:create_app()").wait()
+    try:
+        with User(server, "ann") as user:
+            path = "/tasks/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"
+            response = user.get(path, headers={"Origin": "http://localhost:3000"})
+            assert user.get("/tasks").status_code == 200
+    finally:
+        server.stop()
+    problem = response.json()
+    assert response.status_code == 500
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    assert not re.search("division|lambda|broken|Traceback", response.text)
+    (error,) = [line for line in server.log() if line["level"] == "error"]
+    assert "ZeroDivisionError: division by zero" in error["traceback"]
+    assert error["request_id"] == problem["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_a_path_prefix_or_access_log_of_the_platform_changes_nothing(tmp_path: Path) -> None:
+    server = Server(tmp_path, GUNICORN_CMD_ARGS="--access-logfile -").wait()
+    with User(server, "ann") as user:
+        user.get("/tasks")
+    assert server.stop() == 0
+    assert len([line for line in server.log() if line.get("path") == "/api/ann/tasks"]) == 1
+
+
+def test_a_higher_log_level_is_silent(tmp_path: Path) -> None:
+    server = Server(tmp_path, LOG_LEVEL="ERROR", PORT="8000", DATABASE_URL="sqlite:///x.db")
+    server.stop()
+    assert server.log() == []

@@ -1,0 +1,140 @@
+"""What the environment may say, and what stops the start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import settings
+
+NEON = "postgresql://ann:p%40ss@ep-x.eu.neon.tech/db"
+
+
+def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gunicorn", "app:create_app()", "--check-config"]
+    return subprocess.run(
+        [*command, "-c", str(ROOT / "gunicorn.conf.py")],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
+@pytest.mark.parametrize(
+    "given, taken",
+    [
+        (NEON, NEON),
+        (NEON.replace("postgresql", "postgres"), NEON),
+        (NEON.replace("postgresql", "postgresql+asyncpg"), NEON),
+        (NEON.replace("postgresql", "postgresql+psycopg2"), NEON),
+        (f"jdbc:{NEON}", NEON),
+        (f"psql '{NEON}'", NEON),
+        (f'"{NEON}"', NEON),
+        (f"  {NEON}\n", NEON),
+        (f"DATABASE_URL={NEON}", NEON),
+        (f"{NEON}?", NEON),
+        (f"{NEON}?pgbouncer=true&connection_limit=1", NEON),
+        (f"{NEON}?sslmode=require&pgbouncer=true", f"{NEON}?sslmode=require"),
+        (TLS := f"{NEON}?sslmode=require&channel_binding=require", TLS),
+        (f"{NEON}?ssl=require", f"{NEON}?sslmode=require"),
+        (f"{NEON}?ssl=true", f"{NEON}?sslmode=require"),
+        (f"{NEON}?sslmode=no-verify", f"{NEON}?sslmode=require"),
+        (OPTIONS := f"{NEON}?options=endpoint%3Dep-x%20-c%20a%3Db", OPTIONS),
+        ("postgresql:///db?host=/tmp/x", "postgresql:///db?host=/tmp/x"),
+        (HOSTS := "postgresql://a,b:5432/db?target_session_attrs=primary", HOSTS),
+        ("sqlite:///x.db", "sqlite:///x.db"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        ("", "sqlite:///tasks.db"),
+        (" ", "sqlite:///tasks.db"),
+    ],
+)
+def test_spellings_of_the_database(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str, taken: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in settings.PLATFORM_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATABASE_URL", given)
+    read = settings.read_settings()
+    assert read.database_url == taken
+    assert "p%40ss" not in repr(read)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("DATABASE_URL", "mysql://ann:pass@host/db"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("DATABASE_URL", "sqlite:////nowhere/at/all.db"),
+        ("DATABASE_URL", "tasks.db"),
+        ("DATABASE_URL", "postgresql://ann:pass/word@host/db"),
+        ("DATABASE_URL", "postgresql://ann:pass@[host/db"),
+        ("PORT", "x"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("WEB_CONCURRENCY", "0"),
+        ("WEB_CONCURRENCY", "many"),
+        ("THREADS", "-1"),
+        ("THREADS", ""),
+        ("LOG_LEVEL", "loud"),
+        ("CORS_ORIGINS", "localhost:3000"),
+        ("CORS_ORIGINS", "https://a.example, *"),
+        ("CORS_ORIGINS", "https://*.example"),
+        ("CORS_ORIGINS", "https://a.example/path"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    # In the file: Gunicorn reads WEB_CONCURRENCY of the environment by itself, before all else.
+    (tmp_path / ".env").write_text(f'{name}="{value}"')
+    result = start(tmp_path)
+    assert result.returncode == 1
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert name in line
+    assert "pass" not in line.replace("PASSWORD", "").replace("password", "")
+    assert [file.name for file in tmp_path.iterdir()] == [".env"]
+
+
+@pytest.mark.parametrize("name", ["PORT", "DYNO", "RENDER", "FLY_APP_NAME", "K_SERVICE"])
+def test_a_platform_needs_a_database(tmp_path: Path, name: str) -> None:
+    result = start(tmp_path, **{name: "8000"})
+    assert result.returncode == 1
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert line.startswith("DATABASE_URL is not set")
+
+
+def test_a_laptop_does_not(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PORT=9000\n")
+    assert start(tmp_path).returncode == 0
+
+
+def test_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("THREADS=7\nWEB_CONCURRENCY=3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+    monkeypatch.setenv("THREADS", "9")
+    read = settings.read_settings()
+    assert (read.threads, read.workers) == (9, 3)
+
+
+def test_the_example_names_every_setting_with_its_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in settings.PLATFORM_VARIABLES | {"DATABASE_URL"}:
+        monkeypatch.delenv(name, raising=False)
+    defaults = settings.read_settings()
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    assigned = [line.removeprefix("# ") for line in lines if "=" in line]
+    assert [line.partition("=")[0] for line in assigned] == [
+        "DATABASE_URL", "CORS_ORIGINS", "LOG_LEVEL", "PORT", "WEB_CONCURRENCY", "THREADS",
+    ]  # fmt: skip
+    (tmp_path / ".env").write_text("\n".join(assigned))
+    assert settings.read_settings() == defaults
