@@ -178,7 +178,10 @@ def health() -> Response:
 @service.operation("getReadiness", also=(503,))
 @service.response(200, resources.StatusSchema)
 def ready() -> Response:
-    """Is the database there too?"""
+    """Is the database there, too?
+
+    Asks it for a sign of life, and so wakes one that sleeps.
+    """
     models.ping()
     return jsonify(status="ok")
 

@@ -1,18 +1,38 @@
 """How the application is served."""
 
+import os
+import signal
+from typing import Any
+
 import logs
 from settings import read_settings
 
 settings = read_settings()
 
 bind = f"{settings.host}:{settings.port}"
-worker_class = "gthread"
 workers = settings.workers
 threads = settings.threads
-http_parser = "python"
+worker_class = "gthread"
 logger_class = logs.ServerLogger
 loglevel = settings.log_level.lower()
-limit_request_line = 8190
-forwarder_headers = ""
+# A heartbeat in a file on a slow disk can block the worker.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+http_parser = "python"  # The C parser takes folded headers and bare line feeds.
+limit_request_line = 8190  # The longest that Gunicorn has: a search of 200 characters needs it.
+forwarder_headers = ""  # A SCRIPT_NAME from outside would move the routes.
 control_socket_disable = True
-worker_tmp_dir = "/dev/shm"
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    worker.inherited_signals = server.SIG_QUEUE
+
+
+def post_worker_init(worker: Any) -> None:
+    """Obey a SIGTERM that came while the worker was starting.
+
+    Until it has handlers of its own it has the master's, which queues the signal for a loop that
+    does not run here: the worker would serve on until it is killed.
+    """
+    while not worker.inherited_signals.empty():
+        if worker.inherited_signals.get() == signal.SIGTERM:
+            worker.handle_exit(signal.SIGTERM, None)

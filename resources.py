@@ -280,7 +280,10 @@ class TaskById(MethodView):
     @tasks.operation("getTask", headers=("If-None-Match",), also=(304, 404, 503))
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def get(self, user_id: str, task_id: str) -> Response:
-        """Get a task"""
+        """Get a task
+
+        A task of another user is not found, as one that does not exist.
+        """
         found = models.get_task(user_id, task_id)
         return unless_known(tagged(found), found.revision)
 

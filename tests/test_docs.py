@@ -1,0 +1,177 @@
+"""The OpenAPI document, and that it tells the truth."""
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import marshmallow as ma
+import pytest
+import requests
+from conftest import Server, User
+
+from resources import TaskSchema
+
+OPERATIONS = {
+    "listTasks": ("get", "/api/{user_id}/tasks", {200, 304, 404, 422, 500, 503}),
+    "createTask": ("post", "/api/{user_id}/tasks", {200, 201, 400, 404, 413, 415, 422, 500, 503}),
+    "getTask": ("get", "/api/{user_id}/tasks/{task_id}", {200, 304, 404, 500, 503}),
+    "updateTask": (
+        *("put", "/api/{user_id}/tasks/{task_id}"),
+        {200, 400, 404, 412, 413, 415, 422, 500, 503},
+    ),
+    "patchTask": (
+        *("patch", "/api/{user_id}/tasks/{task_id}"),
+        {200, 400, 404, 412, 413, 415, 422, 500, 503},
+    ),
+    "deleteTask": ("delete", "/api/{user_id}/tasks/{task_id}", {200, 404, 412, 500, 503}),
+    "completeTask": (
+        *("patch", "/api/{user_id}/tasks/{task_id}/complete"),
+        {200, 400, 404, 412, 413, 415, 422, 500, 503},
+    ),
+    "getHealth": ("get", "/health", {200, 500}),
+    "getReadiness": ("get", "/ready", {200, 500, 503}),
+}
+
+
+@pytest.fixture
+def document(server: Server) -> dict[str, Any]:
+    response = requests.get(server.url + "/openapi.json")
+    assert response.headers["Content-Type"] == "application/json"
+    return response.json()
+
+
+def resolve(document: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in part:
+        found: Any = document
+        for name in part["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        part = found
+    return part
+
+
+def test_every_operation_is_there_with_every_status(document: dict[str, Any]) -> None:
+    found = {
+        operation["operationId"]: (method, path, {int(status) for status in operation["responses"]})
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method != "parameters"
+    }
+    assert document["openapi"].startswith("3.1")
+    assert found == OPERATIONS
+
+
+def test_every_operation_is_described(document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method == "parameters":
+                continue
+            assert operation["summary"], path
+            assert operation["description"], path
+            for status, response in operation["responses"].items():
+                full = resolve(document, response)
+                assert full["description"], (path, method, status)
+                assert "X-Request-ID" in full["headers"], (path, method, status)
+                if int(status) >= 400:
+                    (kind,) = full["content"]
+                    assert kind == "application/problem+json"
+            for parameter in operation.get("parameters", []):
+                full = resolve(document, parameter)
+                assert full["description"], (path, full)
+
+
+def test_headers_are_documented_where_they_come(document: dict[str, Any]) -> None:
+    def headers(path: str, method: str, status: str) -> set[str]:
+        operation = document["paths"][path][method]
+        return set(resolve(document, operation["responses"][status])["headers"]) - {"X-Request-ID"}
+
+    tasks, task = "/api/{user_id}/tasks", "/api/{user_id}/tasks/{task_id}"
+    assert headers(tasks, "get", "200") == {"ETag", "Link"}
+    assert headers(tasks, "post", "201") == {"ETag", "Location"}
+    assert headers(tasks, "post", "200") == {"ETag", "Idempotent-Replayed"}
+    assert headers(task, "get", "304") == {"ETag"}
+    assert headers(task, "put", "200") == {"ETag"}
+    assert headers(task, "put", "503") == {"Retry-After"}
+
+
+def test_request_headers_and_bodies_are_documented(document: dict[str, Any]) -> None:
+    def taken(path: str, method: str) -> set[str]:
+        parameters = document["paths"][path][method]["parameters"]
+        found = [resolve(document, parameter) for parameter in parameters]
+        return {each["name"] for each in found if each["in"] == "header"} - {"X-Request-ID"}
+
+    tasks, task = "/api/{user_id}/tasks", "/api/{user_id}/tasks/{task_id}"
+    assert taken(tasks, "get") == taken(task, "get") == {"If-None-Match"}
+    assert taken(tasks, "post") == {"Idempotency-Key"}
+    for path, method in ((task, "put"), (task, "delete"), (task + "/complete", "patch")):
+        assert taken(path, method) == {"If-Match"}
+    bodies = document["paths"][task]
+    assert set(bodies["put"]["requestBody"]["content"]) == {"application/json"}
+    assert set(bodies["patch"]["requestBody"]["content"]) == {
+        "application/json",
+        "application/merge-patch+json",
+    }
+    assert not document["paths"][task + "/complete"]["patch"]["requestBody"]["required"]
+
+
+def test_input_shapes_demand_only_what_is_needed(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["TaskCreate"]["required"] == ["title"]
+    assert "required" not in schemas["TaskUpdate"]
+    assert "required" not in schemas["TaskCompletion"]
+    assert set(schemas["Task"]["required"]) == set(schemas["Task"]["properties"])
+    assert schemas["Task"]["properties"]["description"]["type"] == ["string", "null"]
+    title = schemas["TaskCreate"]["properties"]["title"]
+    assert (title["minLength"], title["maxLength"]) == (1, 500)
+
+
+@pytest.mark.parametrize("completed", [True, False])
+@pytest.mark.parametrize("description", [None, "", "text", "\U0001f600" * 5000])
+def test_what_is_sent_is_what_the_schema_says(
+    user: User, description: str | None, completed: bool
+) -> None:
+    task = user.create("\U0001f600" * 500, description=description, completed=completed)
+    schema = TaskSchema(unknown=ma.RAISE)
+    for sent in (task, user.task(task["id"]), *user.tasks()):
+        loaded = schema.load(sent)
+        dumped = schema.dump(loaded)
+        for stamp in ("created_at", "updated_at"):
+            assert loaded[stamp].isoformat(timespec="microseconds")[:-6] + "Z" == sent[stamp]
+            dumped[stamp] = sent[stamp]
+        assert json.dumps(dumped) == json.dumps(sent)
+
+
+def test_the_docs_page_asks_for_nothing_from_elsewhere(server: Server) -> None:
+    page = requests.get(server.url + "/docs")
+    assert page.status_code == 200
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert "unsafe" not in page.headers["Content-Security-Policy"]
+    assert "//" not in page.text.replace("<!--", "")
+    linked = [part.split('"')[0] for part in page.text.split('src="')[1:]]
+    linked += [part.split('"')[0] for part in page.text.split('href="')[1:]]
+    assert len(linked) >= 5
+    for path in linked:
+        assert requests.get(server.url + path).status_code == 200, path
+
+
+@pytest.mark.parametrize("path", ["/docs/", "/openapi.json/"])
+def test_a_slash_at_the_end_is_no_redirect(server: Server, path: str) -> None:
+    assert requests.get(server.url + path, allow_redirects=False).status_code == 200
+
+
+def test_the_root_leads_to_the_docs(server: Server) -> None:
+    response = requests.get(server.url + "/", allow_redirects=False)
+    assert (response.status_code, response.headers["Location"]) == (302, "/docs")
+
+
+def test_the_examples_work_as_they_stand(user: User, document: dict[str, Any]) -> None:
+    def example(name: str) -> dict[str, Any]:
+        properties = document["components"]["schemas"][name]["properties"]
+        return {field: schema["example"] for field, schema in properties.items()}
+
+    created = user.post("/tasks", json=example("TaskCreate"))
+    assert created.status_code == 201
+    path = f"/tasks/{created.json()['id']}"
+    assert user.put(path, json=example("TaskUpdate")).status_code == 200
+    assert user.patch(path + "/complete", json=example("TaskCompletion")).status_code == 200
+    assert user.get(f"/tasks/{uuid4()}").json()["type"] == "about:blank"

@@ -1,0 +1,149 @@
+"""Any text comes back equal, and any sequence of operations does what a model says."""
+
+import json
+from typing import Any
+from uuid import uuid4
+
+from conftest import Server, User
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+TITLES = TEXT.map(lambda text: text[:500]).filter(str.strip)
+DESCRIPTIONS = st.none() | TEXT
+USERS = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=40
+).filter(lambda name: name not in {".", ".."})
+often = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@often
+@given(title=TITLES, description=DESCRIPTIONS, escaped=st.booleans())
+def test_any_text_comes_back_equal(user: User, title: str, description: Any, escaped: bool) -> None:
+    body = json.dumps({"title": title, "description": description}, ensure_ascii=escaped)
+    created = user.post("/tasks", data=body.encode(), headers={"Content-Type": "application/json"})
+    assert created.status_code == 201, created.text
+    task = user.task(created.json()["id"])
+    assert (task["title"], task["description"]) == (title.strip(), description)
+
+
+@often
+@given(title=TITLES, data=st.data())
+def test_any_part_of_a_title_finds_it_in_any_case(
+    user: User, title: str, data: st.DataObject
+) -> None:
+    kept = title.strip()
+    start = data.draw(st.integers(0, len(kept) - 1))
+    part = kept[start : start + data.draw(st.integers(1, 200))]
+    task = user.create(title)
+    assert task in user.tasks(search=part)
+    if part.swapcase().casefold() == part.casefold() and len(part.swapcase()) <= 200:
+        assert task in user.tasks(search=part.swapcase())
+
+
+@often
+@given(name=USERS)
+def test_any_user_has_tasks_of_their_own(server: Server, name: str) -> None:
+    with User(server, name) as user:
+        task = user.create()
+        assert task["user_id"] == name
+        assert user.task(task["id"]) == task
+        assert user.delete(f"/tasks/{task['id']}").status_code == 200
+
+
+class Tasks(RuleBasedStateMachine):
+    """The API beside a dict that does the same."""
+
+    server: Server
+    ids = Bundle("ids")
+
+    @initialize()
+    def begin(self) -> None:
+        self.user = User(self.server, f"model-{uuid4()}")
+        self.model: dict[str, dict[str, Any]] = {}
+
+    def teardown(self) -> None:
+        if hasattr(self, "user"):
+            assert self.user.tasks() == list(self.model.values())
+            self.user.close()
+
+    def check(self, task_id: str, response: Any, **changes: Any) -> None:
+        if task_id not in self.model:
+            assert response.status_code == 404
+            return
+        assert response.status_code == 200
+        task = response.json()
+        expected = self.model[task_id] | changes
+        assert task["updated_at"] >= expected["updated_at"]
+        assert task == expected | {"updated_at": task["updated_at"]}
+        self.model[task_id] = task
+
+    @rule(target=ids, title=TITLES, description=DESCRIPTIONS, completed=st.booleans())
+    def create(self, title: str, description: str | None, completed: bool) -> str:
+        task = self.user.create(title, description=description, completed=completed)
+        assert task["id"] not in self.model
+        assert (task["title"], task["description"]) == (title.strip(), description)
+        assert task["completed"] is completed
+        self.model[task["id"]] = task
+        return task["id"]
+
+    @rule(task_id=ids)
+    def read(self, task_id: str) -> None:
+        self.check(task_id, self.user.get(f"/tasks/{task_id}"))
+
+    @rule(
+        task_id=ids,
+        method=st.sampled_from(["PUT", "PATCH"]),
+        changes=st.fixed_dictionaries(
+            {}, optional={"title": TITLES, "description": DESCRIPTIONS, "completed": st.booleans()}
+        ),
+    )
+    def update(self, task_id: str, method: str, changes: dict[str, Any]) -> None:
+        response = self.user.request(method, f"/tasks/{task_id}", json=changes)
+        if "title" in changes:
+            changes["title"] = changes["title"].strip()
+        self.check(task_id, response, **changes)
+
+    @rule(task_id=ids)
+    def flip(self, task_id: str) -> None:
+        response = self.user.patch(f"/tasks/{task_id}/complete")
+        now = self.model.get(task_id, {}).get("completed")
+        self.check(task_id, response, completed=not now)
+
+    @rule(task_id=ids, completed=st.booleans())
+    def complete(self, task_id: str, completed: bool) -> None:
+        response = self.user.patch(f"/tasks/{task_id}/complete", json={"completed": completed})
+        self.check(task_id, response, completed=completed)
+
+    @rule(task_id=ids)
+    def delete(self, task_id: str) -> None:
+        response = self.user.delete(f"/tasks/{task_id}")
+        assert response.status_code == (200 if self.model.pop(task_id, None) else 404)
+
+    @rule(
+        status=st.sampled_from(["all", "pending", "completed"]),
+        sort=st.sampled_from(["created", "updated", "title"]),
+        order=st.sampled_from(["asc", "desc"]),
+    )
+    def listing(self, status: str, sort: str, order: str) -> None:
+        wanted = {"all": {True, False}, "pending": {False}, "completed": {True}}[status]
+        tasks = [task for task in self.model.values() if task["completed"] in wanted]
+        key = {"created": "created_at", "updated": "updated_at", "title": "title"}[sort]
+        tasks.sort(
+            key=lambda task: (task[key].lower() if sort == "title" else task[key], task["id"])
+        )
+        assert self.user.tasks(status=status, sort=sort, order=order) == (
+            tasks if order == "asc" else tasks[::-1]
+        )
+
+
+def test_any_sequence_of_operations_agrees_with_a_model(server: Server) -> None:
+    class Here(Tasks):
+        pass
+
+    Here.server = server
+    Here.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+    Here.TestCase("runTest").runTest()
