@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -57,7 +58,7 @@ class Server:
         self.process.wait()
         raise AssertionError(self.log_file.read_text())
 
-    @property
+    @cached_property
     def url(self) -> str:
         listening = (line["message"] for line in self.log() if "Listening at" in line["message"])
         return next(listening).split()[2]
@@ -67,8 +68,11 @@ class Server:
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
 
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+    def log(self, start: int = 0) -> list[dict[str, Any]]:
+        """What it has logged, from the byte `start` of its log on."""
+        with self.log_file.open() as log:
+            log.seek(start)
+            return [json.loads(line) for line in log]
 
     def send(self, request: bytes, timeout: float = 5) -> tuple[int, dict[str, str], bytes]:
         """Send bytes as they are, close our side, and read the first answer to the end."""
@@ -174,10 +178,10 @@ def server(database_url: str, folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def user(server: Server) -> Iterator[User]:
     """A user whom no other test knows. Fails if a test makes the server log an error."""
-    before = len(server.log())
+    start = server.log_file.stat().st_size
     with User(server, f"user-{uuid4()}") as user:
         yield user
-    assert [line for line in server.log()[before:] if line["level"] in {"error", "critical"}] == []
+    assert [line for line in server.log(start) if line["level"] in {"error", "critical"}] == []
 
 
 @pytest.fixture
