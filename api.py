@@ -161,6 +161,12 @@ class Api(flask_smorest.Api):
     def handle_http_exception(self, error: HTTPException) -> Response:
         return problems.answer(error)
 
+    def _register_etag_headers(self) -> None:
+        """Nothing: ours are among the headers below."""
+
+    def _register_pagination_header(self) -> None:
+        """Nothing: pages are linked."""
+
     def _register_responses(self) -> None:
         components = self.spec.components
         for name, header in RESPONSE_HEADERS.items():

@@ -23,6 +23,11 @@ forwarder_headers = ""  # A SCRIPT_NAME from outside would move the routes.
 control_socket_disable = True
 
 
+def when_ready(server: Any) -> None:
+    server.log.info("The docs page is at %s/docs", server.LISTENERS[0])
+    server.log.warning("Anyone who can reach this server may read and write every user's tasks")
+
+
 def post_fork(server: Any, worker: Any) -> None:
     worker.inherited_signals = server.SIG_QUEUE
 

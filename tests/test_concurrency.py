@@ -1,5 +1,6 @@
 """Many clients at the same moment, with real threads against a real server."""
 
+import os
 import random
 import time
 from collections import Counter
@@ -137,7 +138,7 @@ def test_walks_under_writes_see_every_task_once(user: User) -> None:
 
 def test_a_crowd_loses_nothing(user: User) -> None:
     """100 clients with tasks of their own and all operations: what was acknowledged is there."""
-    end = time.monotonic() + 4
+    end = time.monotonic() + float(os.environ.get("CROWD_SECONDS", "4"))
 
     def live(_: User, number: int) -> Counter[int]:
         chance, seen = random.Random(number), Counter[int]()
@@ -169,6 +170,7 @@ def test_a_crowd_loses_nothing(user: User) -> None:
         return seen
 
     seen = sum(at_once(user, live, 100), Counter[int]())
+    print(f"{seen.total()} requests: {dict(seen)}")
     assert set(seen) == {200, 201}
     assert seen.total() > 500
 
@@ -190,4 +192,5 @@ def test_servers_that_start_together_make_one_schema(
                 user.create()
         assert len(user.tasks()) == 6
         assert [server.stop() for server in servers] == [0] * 6
-    assert {line["level"] for server in servers for line in server.log()} == {"info"}
+    assert not {"error", "critical"} & {line["level"] for each in servers for line in each.log()}
+    assert not any("database" in line["message"] for each in servers for line in each.log())
