@@ -31,6 +31,9 @@ DOCS_POLICY = (
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+# A terminal shows the prompt behind it on a line of its own.
+NEWLINE = orjson.OPT_APPEND_NEWLINE
+
 log = logging.getLogger("tasks.app")
 docs = Blueprint(
     "docs",
@@ -61,7 +64,7 @@ class OrjsonProvider(JSONProvider):
         return orjson.loads(s)
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
-        body = orjson.dumps(self._prepare_response_obj(args, kwargs))
+        body = orjson.dumps(self._prepare_response_obj(args, kwargs), option=NEWLINE)
         return Response(body, mimetype="application/json")
 
 
