@@ -1,4 +1,4 @@
-.PHONY: run test lint check-all
+.PHONY: run test lint check-all bench-tokens
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -15,6 +15,9 @@ lint: .venv/test
 	$(BIN)/mypy
 
 check-all: lint test
+
+bench-tokens: .venv/test
+	$(BIN)/python -m bench.tokens
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 import flask_smorest
 import marshmallow as ma
 import orjson
-from flask import Request, Response
+from flask import Flask, Request, Response
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import (
     BadRequest,
@@ -124,8 +124,14 @@ class Blueprint(flask_smorest.Blueprint):
 
     ARGUMENTS_PARSER = StrictParser()
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, guard: Callable[[], None] | None = None, **options: Any
+    ) -> None:
+        """`guard` runs before every operation, to refuse whoever may not call."""
         super().__init__(*arguments, **options)
+        self._guarded = guard is not None
+        if guard:
+            self.before_request(guard)
         self._prepare_doc_cbks.append(self._prepare_operation_doc)
 
     def operation(
@@ -140,9 +146,12 @@ class Blueprint(flask_smorest.Blueprint):
         return document
 
     def _prepare_operation_doc(
-        self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any
+        self, doc: dict[str, Any], doc_info: dict[str, Any], *, app: Flask, **_: Any
     ) -> dict[str, Any]:
         doc["operationId"], headers, statuses = doc_info["operation"]
+        if self._guarded and app.extensions["auth"]:
+            doc["security"] = [{"bearer": []}]
+            statuses += (401, 403)
         doc.setdefault("parameters", []).extend([*headers, "X-Request-ID"])
         for status in (*statuses, 500):
             doc["responses"][status] = problems.title(status).replace(" ", "")
@@ -169,6 +178,9 @@ class Api(flask_smorest.Api):
 
     def _register_responses(self) -> None:
         components = self.spec.components
+        if self._app.extensions["auth"]:
+            scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            components.security_scheme("bearer", scheme)
         for name, header in RESPONSE_HEADERS.items():
             components.header(name, header, lazy=True)
         for name, parameter in REQUEST_HEADERS.items():

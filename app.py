@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import flask_swagger_ui
 import orjson
 from flask import Blueprint, Flask, Response, jsonify, redirect, render_template, request
@@ -14,6 +15,7 @@ from werkzeug.exceptions import NotFound, ServiceUnavailable
 from werkzeug.wrappers import Response as BaseResponse
 
 import api
+import auth
 import logs
 import models
 import resources
@@ -91,6 +93,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             "servers": [{"url": "/"}],
         },
     )
+    app.extensions["auth"] = auth.verifier(settings)
     app.url_map.merge_slashes = False
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
@@ -100,6 +103,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(docs)
     allow_origins(app, settings.cors_origins)
     connect(settings)
+    add_commands(app, settings)
     return app
 
 
@@ -155,6 +159,20 @@ def connect(settings: Settings) -> None:
         log.warning("started without the database; its schema is made with the first request")
     finally:
         database.close()
+
+
+def add_commands(app: Flask, settings: Settings) -> None:
+    """What `flask --app app` can do besides serving."""
+
+    @app.cli.command("token")
+    @click.argument("user")
+    @click.option("--days", type=click.FloatRange(min=0), default=1.0, help="How long it is valid.")
+    def token(user: str, days: float) -> None:
+        """Print a token with which USER may call, signed with JWT_SECRET."""
+        try:
+            click.echo(auth.issue_token(settings, user, days))
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
 
 
 def refuse_undecodable_path() -> None:

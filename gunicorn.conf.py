@@ -25,7 +25,8 @@ control_socket_disable = True
 
 def when_ready(server: Any) -> None:
     server.log.info("The docs page is at %s/docs", server.LISTENERS[0])
-    server.log.warning("Anyone who can reach this server may read and write every user's tasks")
+    if not settings.jwt_secret and not settings.jwt_jwks_url:
+        server.log.warning("Anyone who can reach this server may read and write every user's tasks")
 
 
 def post_fork(server: Any, worker: Any) -> None:

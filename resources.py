@@ -219,8 +219,8 @@ tasks = Blueprint(
     __name__,
     url_prefix="/api/<user_id:user_id>/tasks",
     description="The tasks of one user.",
+    guard=auth.authorize,
 )
-tasks.before_request(auth.authorize)
 
 
 @tasks.before_request

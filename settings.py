@@ -4,7 +4,8 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import psycopg2
 from environs import Env, EnvError
@@ -24,6 +25,7 @@ PLATFORM_VARIABLES = {
 LOG_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 POSTGRES_URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://([^\s'\"]+)")
 ORIGIN = re.compile(r"https?://[^\s/?#@,*]+", re.IGNORECASE)
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # What libpq calls sslmode=require, as other drivers spell it.
 TLS_REQUIRED = {"true", "1", "no-verify"}
 
@@ -43,6 +45,11 @@ class Settings:
     port: int
     workers: int
     threads: int
+    jwt_secret: str = field(default="", repr=False)
+    jwt_jwks_url: str = ""
+    jwt_issuer: str | None = None
+    jwt_audience: tuple[str, ...] = ()
+    jwt_leeway: int = 10
 
 
 def read_settings() -> Settings:
@@ -62,6 +69,7 @@ def read_settings() -> Settings:
             port=env.int("PORT", 8000, validate=Range(1, 65535)),
             workers=env.int("WEB_CONCURRENCY", 2, validate=Range(1, 64)),
             threads=env.int("THREADS", 20, validate=Range(1, 256)),
+            **_tokens(env),
         )
     except EnvError as error:
         raise InvalidSetting(str(error)) from error
@@ -119,8 +127,49 @@ def _postgres_url(address: str) -> str:
     return url
 
 
+def _tokens(env: Env) -> dict[str, Any]:
+    """What makes a token valid; without a secret and a key set, none is asked for."""
+    name = "JWT_SECRET" if env.str("JWT_SECRET", "") else "BETTER_AUTH_SECRET"
+    secret, url = env.str(name, ""), env.str("JWT_JWKS_URL", "")
+    issuer, audience = env.str("JWT_ISSUER", ""), _items(env.str("JWT_AUDIENCE", ""))
+    if secret and url:
+        raise InvalidSetting(f"{name} and JWT_JWKS_URL are both set: expected only one of them")
+    if secret and len(secret.encode()) < 32:
+        raise InvalidSetting(f"{name}: expected 32 bytes or more, such as `openssl rand -hex 32`")
+    if url:
+        _check_address("JWT_JWKS_URL", url)
+    if issuer.startswith("http://"):
+        _check_address("JWT_ISSUER", issuer)
+    if (issuer or audience) and not (secret or url):
+        raise InvalidSetting("JWT_SECRET or JWT_JWKS_URL: expected with JWT_ISSUER or JWT_AUDIENCE")
+    return {
+        "jwt_secret": secret,
+        "jwt_jwks_url": url,
+        "jwt_issuer": issuer or None,
+        "jwt_audience": audience,
+        "jwt_leeway": env.int("JWT_LEEWAY", 10, validate=Range(0, 600)),
+    }
+
+
+def _check_address(name: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+        valid = safe and parts.hostname and not parts.username and (parts.port or 1)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InvalidSetting(
+            f"{name}: expected an https:// address, or an http:// one on this machine"
+        )
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(origin.strip().rstrip("/") for origin in text.split(",") if origin.strip())
+    origins = tuple(origin.rstrip("/") for origin in _items(text))
     if origins == ("*",):
         return origins
     for origin in origins:

@@ -64,6 +64,15 @@ def test_spellings_of_the_database(
     assert "p%40ss" not in repr(read)
 
 
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "s" * 32)
+    read = settings.read_settings()
+    assert read.jwt_secret == "s" * 32
+    assert "sss" not in repr(read)
+
+
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -87,6 +96,20 @@ def test_spellings_of_the_database(
         ("CORS_ORIGINS", "https://a.example, *"),
         ("CORS_ORIGINS", "https://*.example"),
         ("CORS_ORIGINS", "https://a.example/path"),
+        ("JWT_SECRET", "x" * 31),
+        ("BETTER_AUTH_SECRET", "x" * 31),
+        ("JWT_JWKS_URL", "http://issuer.example/jwks"),
+        ("JWT_JWKS_URL", "http://127.0.0.1.issuer.example/jwks"),
+        ("JWT_JWKS_URL", "http://127.0.0.1@issuer.example/jwks"),
+        ("JWT_JWKS_URL", "issuer.example/jwks"),
+        ("JWT_JWKS_URL", "https:///jwks"),
+        ("JWT_JWKS_URL", "https://issuer.example:x/jwks"),
+        ("JWT_JWKS_URL", "file:///etc/passwd"),
+        ("JWT_ISSUER", "http://issuer.example"),
+        ("JWT_ISSUER", "https://issuer.example"),
+        ("JWT_AUDIENCE", "api"),
+        ("JWT_LEEWAY", "-1"),
+        ("JWT_LEEWAY", "long"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(
@@ -100,6 +123,14 @@ def test_a_wrong_setting_stops_the_start_with_one_line(
     assert name in line
     assert "pass" not in line.replace("PASSWORD", "").replace("password", "")
     assert [file.name for file in tmp_path.iterdir()] == [".env"]
+
+
+@pytest.mark.parametrize("name", ["JWT_SECRET", "BETTER_AUTH_SECRET"])
+def test_two_ways_to_sign_at_once_stop_the_start(tmp_path: Path, name: str) -> None:
+    result = start(tmp_path, JWT_JWKS_URL="https://issuer.example", **{name: "s" * 32})
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert result.returncode == 1
+    assert name in line and "JWT_JWKS_URL" in line and "sss" not in line
 
 
 @pytest.mark.parametrize("name", ["PORT", "DYNO", "RENDER", "FLY_APP_NAME", "K_SERVICE"])
@@ -134,7 +165,8 @@ def test_the_example_names_every_setting_with_its_default(
     lines = (ROOT / ".env.example").read_text().splitlines()
     assigned = [line.removeprefix("# ") for line in lines if "=" in line]
     assert [line.partition("=")[0] for line in assigned] == [
-        "DATABASE_URL", "CORS_ORIGINS", "LOG_LEVEL", "PORT", "WEB_CONCURRENCY", "THREADS",
-    ]  # fmt: skip
+        *("DATABASE_URL", "CORS_ORIGINS", "LOG_LEVEL", "PORT", "WEB_CONCURRENCY", "THREADS"),
+        *("JWT_SECRET", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY"),
+    ]
     (tmp_path / ".env").write_text("\n".join(assigned))
     assert settings.read_settings() == defaults

@@ -44,6 +44,7 @@ class Api:
     ERROR_SCHEMA: type[Schema]
     DEFAULT_ERROR_RESPONSE_NAME: str | None
     spec: APISpec
+    _app: flask.Flask
 
     def __init__(self, app: flask.Flask) -> None: ...
     def register_blueprint(

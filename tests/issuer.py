@@ -1,0 +1,100 @@
+"""A token issuer on a socket, which can be made to hang, lie, rotate its keys or go away."""
+
+import json
+import socket
+import threading
+import time
+import warnings
+from base64 import urlsafe_b64encode
+from contextlib import suppress
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.warnings import InsecureKeyLengthWarning
+
+MAKERS = {
+    "EdDSA": (ed25519.Ed25519PrivateKey.generate, OKPAlgorithm),
+    "ES256": (lambda: ec.generate_private_key(ec.SECP256R1()), ECAlgorithm),
+    "ES384": (lambda: ec.generate_private_key(ec.SECP384R1()), ECAlgorithm),
+    "RS256": (lambda: rsa.generate_private_key(65537, 2048), RSAAlgorithm),
+    "RS256 of 1024 bits": (lambda: rsa.generate_private_key(65537, 1024), RSAAlgorithm),
+}
+
+
+class Key:
+    """A key pair, and its public half as a member of a key set (RFC 7517)."""
+
+    def __init__(self, algorithm: str, kid: str, **members: Any) -> None:
+        make, family = MAKERS[algorithm]
+        self.algorithm = algorithm.split()[0]
+        self.kid = kid
+        self.private = make()
+        public = json.loads(family.to_jwk(self.private.public_key()))
+        self.jwk = public | {"kid": kid, "alg": self.algorithm} | members
+
+    def sign(self, claims: dict[str, Any], algorithm: str | None = None, **headers: Any) -> str:
+        """A token with whatever claims; a header that is None is left out."""
+        headers = {"kid": self.kid} | headers
+        headers = {name: value for name, value in headers.items() if value is not None}
+        with warnings.catch_warnings(action="ignore", category=InsecureKeyLengthWarning):
+            return jwt.PyJWS().encode(
+                json.dumps(claims).encode(), self.private, algorithm or self.algorithm, headers
+            )
+
+
+class Issuer:
+    """Answers every connection with `answer`: bytes to send, or None to stay silent."""
+
+    def __init__(self, *keys: Key) -> None:
+        self.requests = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/api/auth/jwks"
+        self.answer: bytes | None = None
+        self.drip = 0.0
+        self.publish(*keys)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def publish(self, *keys: Key) -> None:
+        self.say(json.dumps({"keys": [key.jwk for key in keys]}).encode())
+
+    def say(self, body: bytes, status: str = "200 OK", headers: str = "") -> None:
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        self.answer = head.encode() + body
+
+    def hang(self) -> None:
+        self.answer = None
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.requests += 1
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(10)
+            connection.recv(65536)
+            if self.answer is None:
+                connection.recv(1)
+            elif self.drip:
+                for byte in self.answer:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(self.drip)
+            else:
+                connection.sendall(self.answer)
+
+
+def encoded(part: object) -> str:
+    """A part of a token as it is sent: JSON, or bytes as they are, in base64url."""
+    text = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return urlsafe_b64encode(text).decode().rstrip("=")

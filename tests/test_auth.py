@@ -1,0 +1,487 @@
+"""Who may call: tokens with a shared secret, and tokens of an issuer with a key set."""
+
+import hmac
+import json
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import requests
+from conftest import ROOT, Server
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from issuer import Issuer, Key, encoded
+
+from app import create_app
+from settings import Settings
+
+SECRET = "a secret of more than 32 bytes, for tests"
+ISSUER, AUDIENCE = "https://issuer.example/", "api"
+LISTED = "http://localhost:3000"
+OPEN = {"/", "/docs", "/docs/swagger-ui/<path:filename>", "/health", "/openapi.json", "/ready"}
+OPEN |= {"/static/<path:filename>"}
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """The claims of a good token for ann; None takes one away."""
+    good = {"sub": "ann", "exp": int(time.time()) + 300, "iss": ISSUER, "aud": AUDIENCE}
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+def hs256(payload: object, secret: bytes = SECRET.encode(), **headers: Any) -> str:
+    """A token made by hand, so that it can be wrong in any way."""
+    signed = f"{encoded({'alg': 'HS256', 'typ': 'JWT'} | headers)}.{encoded(payload)}"
+    signature = hmac.new(secret, signed.encode(), sha256).digest()
+    return f"{signed}.{encoded(signature)}"
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[str, Key]:
+    return {name: Key(name, name) for name in ("EdDSA", "ES256", "RS256")}
+
+
+@pytest.fixture(scope="module")
+def issuer(keys: dict[str, Key]) -> Iterator[Issuer]:
+    published = list(keys.values())
+    weak, large = Key("RS256 of 1024 bits", "weak"), Key("ES384", "large", alg="ES256")
+    encrypting = Key("RS256", "enc", use="enc")
+    symmetric = Key("EdDSA", "oct")
+    symmetric.jwk = {"kty": "oct", "kid": "oct", "k": encoded(SECRET.encode()), "alg": "HS256"}
+    issuer = Issuer(*published, weak, large, encrypting, symmetric)
+    keys |= {"weak": weak, "large": large, "enc": encrypting}
+    yield issuer
+    issuer.close()
+
+
+@pytest.fixture(scope="module")
+def by_secret(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("secret")
+    options = {"JWT_SECRET": SECRET, "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": f"other, {AUDIENCE}"}
+    with Server(folder, DATABASE_URL=database_url, **options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def by_keys(
+    tmp_path_factory: pytest.TempPathFactory, database_url: str, issuer: Issuer
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("keys")
+    options = {"JWT_JWKS_URL": issuer.url, "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE}
+    with Server(folder, DATABASE_URL=database_url, **options) as server:
+        yield server
+
+
+@pytest.fixture(params=["secret", "keys"])
+def mode(
+    request: pytest.FixtureRequest, by_secret: Server, by_keys: Server, keys: dict[str, Key]
+) -> tuple[Server, Callable[..., str]]:
+    """A server in one of the two modes, and how its tokens are signed."""
+    return (by_secret, hs256) if request.param == "secret" else (by_keys, keys["EdDSA"].sign)
+
+
+def call(server: Server, token: str | None, user: str = "ann", **options: Any) -> requests.Response:
+    headers = options.pop("headers", {})
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    url = f"{server.url}/api/{user}/tasks"
+    return requests.request(
+        options.pop("method", "GET"), url, headers=headers, timeout=20, **options
+    )
+
+
+def assert_refused(
+    response: requests.Response, challenge: str = 'Bearer error="invalid_token"'
+) -> None:
+    assert response.status_code == 401, response.text
+    assert response.headers["WWW-Authenticate"] == challenge
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json()
+    assert problem.pop("request_id")
+    assert problem == {
+        "type": "about:blank",
+        "title": "Unauthorized",
+        "status": 401,
+        "detail": "A valid bearer token is required.",
+    }
+
+
+def test_a_good_token_opens_the_users_own_tasks(mode: tuple[Server, Callable[..., str]]) -> None:
+    server, sign = mode
+    token = sign(claims())
+    created = call(server, token, method="POST", json={"title": "x"})
+    assert created.status_code == 201
+    assert created.json() in call(server, token).json()
+
+
+@pytest.mark.parametrize("path", ["", "/", "/nonsense", "/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"])
+def test_a_token_of_somebody_else_is_a_403_before_any_404(
+    mode: tuple[Server, Callable[..., str]], path: str
+) -> None:
+    server, sign = mode
+    for other in ("bob", "Ann", "ann%20", "an", "ann%C3%A9"):
+        url = f"{server.url}/api/{other}/tasks{path}"
+        response = requests.get(url, headers={"Authorization": f"Bearer {sign(claims())}"})
+        assert (response.status_code, response.json()["title"]) == (403, "Forbidden")
+
+
+@pytest.mark.parametrize("user", ["用户", "auth0|5f", "ann@example.com", "a b", "+", "1"])
+def test_a_subject_is_compared_as_it_is(mode: tuple[Server, Callable[..., str]], user: str) -> None:
+    server, sign = mode
+    path = requests.utils.quote(user, safe="")
+    assert call(server, sign(claims(sub=user)), path).status_code == 200
+
+
+def test_every_route_but_the_open_ones_needs_a_token(by_secret: Server) -> None:
+    app = create_app(
+        Settings("sqlite:////dev/null", (), "CRITICAL", "", 0, 1, 1, jwt_secret=SECRET)
+    )
+    rules = list(app.url_map.iter_rules())
+    assert {rule.rule for rule in rules if not rule.rule.startswith("/api/")} == OPEN
+    for rule in rules:
+        path = rule.rule.replace("<user_id:user_id>", "ann").replace("<task_id:task_id>", "1")
+        path = path.replace("<path:filename>", "x")
+        for method in rule.methods - {"OPTIONS"}:
+            response = requests.request(method, by_secret.url + path, allow_redirects=False)
+            if rule.rule in OPEN:
+                assert response.status_code in {200, 302, 404}
+            else:
+                assert response.status_code == 401
+                assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": ""}, {"Authorization": "Basic YTpi"}, {"Authorization": "x"}]
+)
+def test_without_a_token_the_challenge_is_bare(by_secret: Server, headers: dict[str, str]) -> None:
+    assert_refused(call(by_secret, None, headers=headers), "Bearer")
+    assert_refused(call(by_secret, None, headers=headers, method="POST", json={}), "Bearer")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "bEaReR   "])
+def test_the_schemes_case_does_not_matter(by_secret: Server, scheme: str) -> None:
+    assert call(by_secret, None, headers={"Authorization": scheme + hs256(claims())}).ok
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "Bearer", "Bearer ", "Bearer\t{}", "Bearer {} ,", "Bearer {} x", "Bearer {},Bearer {}",
+        "Bearer x, Bearer {}", "Bearer: {}", "Bearer '{}'", 'Bearer "{}"', "Bearer token={}",
+        "Bearer ä{}", "Bearer Bearer {}", "Bearer {}\x7f",
+    ],
+)  # fmt: skip
+def test_a_malformed_header_is_refused(by_secret: Server, form: str) -> None:
+    value = form.replace("{}", hs256(claims())).encode()
+    status, headers, _ = by_secret.send(
+        b"GET /api/ann/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % value
+    )
+    assert status in {400, 401}
+    assert status == 400 or headers["www-authenticate"] == 'bearer error="invalid_token"'
+
+
+def test_two_authorization_headers_are_refused(by_secret: Server) -> None:
+    line = f"Authorization: Bearer {hs256(claims())}\r\n".encode()
+    request = b"GET /api/ann/tasks HTTP/1.1\r\nHost: x\r\n%b%b\r\n" % (line, line)
+    assert by_secret.send(request)[0] == 401
+
+
+def test_a_token_anywhere_else_is_ignored(by_secret: Server) -> None:
+    token = hs256(claims())
+    for options in (
+        {"params": {"access_token": token, "token": token}},
+        {"cookies": {"token": token, "Authorization": f"Bearer {token}"}},
+        {"headers": {"X-Authorization": f"Bearer {token}"}},
+    ):
+        assert_refused(call(by_secret, None, **options), "Bearer")
+
+
+BAD_CLAIMS = {
+    "expired": {"exp": int(time.time()) - 11},
+    "long expired": {"exp": 0},
+    "expired before 1970": {"exp": -1},
+    "no exp": {"exp": None},
+    "exp as text": {"exp": "9999999999"},
+    "exp as a word": {"exp": "never"},
+    "exp as true": {"exp": True},
+    "exp as a list": {"exp": [9999999999]},
+    "exp as an object": {"exp": {}},
+    "exp of 10^400": {"exp": 10**400},
+    "exp of 10^5000": {"exp": 10**4000},
+    "exp of 10^300 as a float": {"exp": 1e300},
+    "infinite exp": {"exp": float("inf")},
+    "exp that is no number": {"exp": float("nan")},
+    "not yet valid": {"nbf": int(time.time()) + 3600},
+    "nbf as a word": {"nbf": "soon"},
+    "nbf as a list": {"nbf": []},
+    "infinite nbf": {"nbf": float("inf")},
+    "issued tomorrow": {"iat": int(time.time()) + 86400},
+    "iat as a word": {"iat": "now"},
+    "no sub": {"sub": None},
+    "sub as a number": {"sub": 1},
+    "sub as a list": {"sub": ["ann"]},
+    "sub as an object": {"sub": {"ann": 1}},
+    "sub as true": {"sub": True},
+    "an empty sub": {"sub": ""},
+    "no issuer": {"iss": None},
+    "another issuer": {"iss": "https://evil.example/"},
+    "an issuer without its slash": {"iss": ISSUER.rstrip("/")},
+    "an issuer as a list": {"iss": [ISSUER]},
+    "no audience": {"aud": None},
+    "another audience": {"aud": "web"},
+    "an empty audience": {"aud": ""},
+    "an audience as a number": {"aud": 1},
+    "an audience as an object": {"aud": {AUDIENCE: 1}},
+    "an audience with a number in it": {"aud": [AUDIENCE, 1]},
+}
+
+
+@pytest.mark.parametrize("name", BAD_CLAIMS)
+def test_bad_claims(mode: tuple[Server, Callable[..., str]], name: str) -> None:
+    server, sign = mode
+    assert_refused(call(server, sign(claims(**BAD_CLAIMS[name]))))
+
+
+@pytest.mark.parametrize("change", [
+    {"exp": int(time.time()) + 300.5}, {"aud": ["web", AUDIENCE]}, {"nbf": 0, "iat": 0},
+    {"exp": 253402300799}, {"jti": "1"}, {"azp": "https://web.example", "scope": "all"},
+])  # fmt: skip
+def test_good_claims(mode: tuple[Server, Callable[..., str]], change: dict[str, Any]) -> None:
+    server, sign = mode
+    assert call(server, sign(claims(**change))).status_code == 200
+
+
+@pytest.mark.parametrize("sub", ["\ud800", "x" * 5000, "ann\0", " ann", "ann/"])
+def test_a_strange_subject_is_nobody(mode: tuple[Server, Callable[..., str]], sub: str) -> None:
+    server, sign = mode
+    assert call(server, sign(claims(sub=sub))).status_code == 403
+
+
+BAD_HEADERS = {
+    "crit": {"crit": ["exp"]},
+    "crit of something unknown": {"crit": ["http://example.com/x"], "http://example.com/x": 1},
+    "crit that is no list": {"crit": "exp"},
+    "an empty crit": {"crit": []},
+    "b64": {"b64": False, "crit": ["b64"]},
+    "b64 that is true": {"b64": True, "crit": ["b64"]},
+    "b64 alone": {"b64": False},
+    "alg none": {"alg": "none"},
+    "alg None": {"alg": "None"},
+    "alg nOnE": {"alg": "nOnE"},
+    "alg missing": {"alg": None},
+    "an empty alg": {"alg": ""},
+    "alg as a list": {"alg": ["HS256"]},
+    "alg HS512": {"alg": "HS512"},
+    "alg RS256": {"alg": "RS256"},
+    "alg ES256": {"alg": "ES256"},
+    "alg EdDSA": {"alg": "EdDSA"},
+    "alg PS256": {"alg": "PS256"},
+    "alg in another case": {"alg": "hs256"},
+    "kid as a number": {"kid": 1},
+    "kid as a list": {"kid": ["EdDSA"]},
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_bad_headers_with_a_right_signature(by_secret: Server, name: str) -> None:
+    assert_refused(call(by_secret, hs256(claims(), **BAD_HEADERS[name])))
+
+
+SHAPES = {
+    "no dots": "x",
+    "one dot": "a.b",
+    "two dots": "..",
+    "three dots": hs256({"sub": "ann"}) + ".x",
+    "five parts, as encrypted": "a.b.c.d.e",
+    "a payload that is a list": hs256([]),
+    "a payload that is text": hs256("ann"),
+    "a payload that is null": hs256(None),
+    "a payload that is no JSON": hs256(b"ann"),
+    "a payload that is no UTF-8": hs256(b'{"sub": "\xff"}'),
+    "an empty payload": hs256(b""),
+    "a payload nested too deep": hs256(b"[" * 3000),
+    "NaN in the payload": hs256(b'{"sub": "ann", "exp": NaN}'),
+    "a header that is a list": f"{encoded([])}.{encoded({})}.x",
+    "a header that is no JSON": f"{encoded(b'{')}.{encoded({})}.x",
+    "a header nested too deep": f"{encoded(b'[' * 3000)}.{encoded({})}.x",
+    "a signature that is no base64": "{}.{}.!".format(*hs256(claims()).split(".")[:2]),
+    "no signature": "{}.{}.".format(*hs256(claims()).split(".")[:2]),
+    "no signature and alg none": f"{encoded({'alg': 'none'})}.{encoded(claims())}.",
+    "another secret": hs256(claims(), b"another secret of more than 32 bytes."),
+    "an empty secret": hs256(claims(), b""),
+    "a very long token": hs256(claims(x="x" * 5000)) + "x",
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_bad_shapes(mode: tuple[Server, Callable[..., str]], name: str) -> None:
+    assert_refused(call(mode[0], SHAPES[name]))
+
+
+def test_a_token_cut_or_changed_at_any_byte_is_refused(
+    mode: tuple[Server, Callable[..., str]],
+) -> None:
+    server, sign = mode
+    token = sign(claims())
+    with requests.Session() as session:
+
+        def status(changed: str) -> int:
+            headers = {"Authorization": f"Bearer {changed}"}
+            return session.get(f"{server.url}/api/ann/tasks", headers=headers).status_code
+
+        assert {status(token[:end]) for end in range(len(token))} == {401}
+        for at in range(0, len(token) - 1, 3):
+            other = "A" if token[at] != "A" else "B"
+            assert status(token[:at] + other + token[at + 1 :]) == 401
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
+def test_the_algorithms_of_issuers(by_keys: Server, keys: dict[str, Key], algorithm: str) -> None:
+    assert call(by_keys, keys[algorithm].sign(claims())).status_code == 200
+
+
+def test_families_are_never_mixed(by_keys: Server, by_secret: Server, keys: dict[str, Key]) -> None:
+    good = keys["RS256"].sign(claims())
+    assert_refused(call(by_secret, good))
+    assert_refused(call(by_keys, hs256(claims())))
+    for key in (keys["RS256"], keys["ES256"], keys["EdDSA"]):
+        public = key.private.public_key()
+        for secret in (
+            public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+            public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            json.dumps(key.jwk).encode(),
+            key.jwk.get("n", key.jwk.get("x", "")).encode(),
+        ):
+            for alg in ("HS256", key.algorithm):
+                assert_refused(call(by_keys, hs256(claims(), secret, alg=alg, kid=key.kid)))
+    assert_refused(call(by_keys, hs256(claims(), SECRET.encode(), kid="oct")))
+
+
+def test_a_key_signs_only_with_its_own_algorithm(by_keys: Server, keys: dict[str, Key]) -> None:
+    assert_refused(call(by_keys, keys["RS256"].sign(claims(), kid="EdDSA")))
+    assert_refused(call(by_keys, keys["EdDSA"].sign(claims(), kid="RS256")))
+    for algorithm in ("RS384", "RS512", "PS256"):
+        assert_refused(call(by_keys, keys["RS256"].sign(claims(), algorithm)))
+    assert_refused(call(by_keys, keys["weak"].sign(claims())))
+    assert_refused(call(by_keys, keys["enc"].sign(claims())))
+    assert_refused(call(by_keys, keys["large"].sign(claims())))
+
+
+@pytest.mark.parametrize("header", ["jku", "x5u", "jwk", "x5c"])
+def test_a_key_that_the_token_brings_is_ignored(
+    by_keys: Server, keys: dict[str, Key], header: str
+) -> None:
+    own = Key("EdDSA", "EdDSA")
+    evil = Issuer(own)
+    try:
+        value = {"jwk": own.jwk, "x5c": [urlsafe_b64encode(b"x").decode()]}.get(header, evil.url)
+        assert_refused(call(by_keys, own.sign(claims(), **{header: value})))
+        assert evil.requests == 0
+        assert call(by_keys, keys["EdDSA"].sign(claims(), **{header: value})).status_code == 200
+    finally:
+        evil.close()
+
+
+def test_a_token_without_a_kid_is_refused_where_there_are_several_keys(
+    by_keys: Server, keys: dict[str, Key]
+) -> None:
+    assert_refused(call(by_keys, keys["EdDSA"].sign(claims(), kid=None)))
+
+
+def test_a_browser_of_a_listed_origin_gets_through(mode: tuple[Server, Callable[..., str]]) -> None:
+    server, sign = mode
+    asked = {"Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "authorization,content-type"
+    preflight = call(server, None, method="OPTIONS", headers=asked | {"Origin": LISTED})
+    assert preflight.status_code == 200
+    assert preflight.headers["Access-Control-Allow-Headers"] == "authorization, content-type"
+    for token, status in ((sign(claims()), 200), ("x", 401)):
+        response = call(server, token, headers={"Origin": LISTED})
+        assert response.status_code == status
+        assert response.headers["Access-Control-Allow-Origin"] == LISTED
+        foreign = call(server, token, headers={"Origin": "http://evil.example"})
+        assert "Access-Control-Allow-Origin" not in foreign.headers
+    foreign = call(
+        server, None, method="OPTIONS", headers=asked | {"Origin": "http://evil.example"}
+    )
+    assert not [name for name in foreign.headers if name.startswith("Access-Control")]
+
+
+def test_audience_and_issuer_are_asked_for_only_when_they_are_set(tmp_path: Path) -> None:
+    with Server(tmp_path, BETTER_AUTH_SECRET=SECRET) as server:
+        for change in ({}, {"aud": None}, {"iss": None}, {"aud": "web", "iss": 5}):
+            assert call(server, hs256(claims(**change))).status_code == 200
+
+
+def test_the_leeway_is_ten_seconds_unless_it_is_set(tmp_path: Path, by_secret: Server) -> None:
+    assert call(by_secret, hs256(claims(exp=int(time.time()) - 5))).status_code == 200
+    with Server(tmp_path, JWT_SECRET=SECRET, JWT_LEEWAY="0") as server:
+        assert_refused(call(server, hs256(claims(exp=int(time.time()) - 1))))
+
+
+def test_the_document_asks_for_tokens_exactly_when_the_server_does(
+    server: Server, by_secret: Server
+) -> None:
+    opened = requests.get(server.url + "/openapi.json").json()
+    closed = requests.get(by_secret.url + "/openapi.json").json()
+    assert "securitySchemes" not in opened["components"]
+    assert closed["components"]["securitySchemes"] == {
+        "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+    }
+    for path, item in closed["paths"].items():
+        for method, operation in item.items():
+            if method != "parameters":
+                needed = path.startswith("/api/")
+                assert (operation.get("security") == [{"bearer": []}]) is needed
+                assert ({"401", "403"} <= operation["responses"].keys()) is needed
+
+
+def run_flask(
+    folder: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "--app", str(ROOT / "app"), *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
+def test_the_command_prints_a_token_that_works(tmp_path: Path, by_secret: Server) -> None:
+    options = {"JWT_SECRET": SECRET, "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE}
+    result = run_flask(tmp_path, "token", "ann", "--days", "2", **options)
+    assert result.returncode == 0, result.stderr
+    assert call(by_secret, result.stdout.strip()).status_code == 200
+    found = jwt.decode(result.stdout.strip(), options={"verify_signature": False})
+    assert found["exp"] - found["iat"] == 2 * 86400
+
+
+def test_the_command_says_why_it_cannot(tmp_path: Path) -> None:
+    for options in ({}, {"JWT_JWKS_URL": "https://issuer.example"}):
+        result = run_flask(tmp_path, "token", "ann", **options)
+        assert result.returncode == 1
+        assert "JWT_SECRET is not set" in result.stderr
+
+
+def test_no_token_is_in_the_log(by_secret: Server) -> None:
+    token = hs256(claims())
+    call(by_secret, token)
+    call(by_secret, token + "x")
+    log = by_secret.log_file.read_text()
+    assert token not in log and token.rpartition(".")[2] not in log and SECRET not in log
+
+
+def test_many_at_once(mode: tuple[Server, Callable[..., str]]) -> None:
+    server, sign = mode
+    tokens = [sign(claims()) if number % 2 else f"{sign(claims())}x" for number in range(64)]
+    with ThreadPoolExecutor(16) as pool:
+        codes = list(pool.map(lambda token: call(server, token).status_code, tokens))
+    assert codes == [401, 200] * 32

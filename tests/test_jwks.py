@@ -1,0 +1,212 @@
+"""The issuer's keys, whatever the issuer does: it hangs, lies, rotates its keys and goes away."""
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import Server
+from issuer import Issuer, Key
+from werkzeug.exceptions import ServiceUnavailable
+
+import jwks
+from jwks import KeySet
+
+HTML = b"<!doctype html><title>Sign in</title>"
+
+
+@pytest.fixture(scope="module")
+def old() -> Key:
+    return Key("EdDSA", "old")
+
+
+@pytest.fixture(scope="module")
+def new() -> Key:
+    return Key("ES256", "new")
+
+
+@pytest.fixture
+def issuer(old: Key) -> Iterator[Issuer]:
+    issuer = Issuer(old)
+    yield issuer
+    issuer.close()
+
+
+def call(server: Server, key: Key, **headers: object) -> requests.Response:
+    token = key.sign({"sub": "ann", "exp": int(time.time()) + 300}, **headers)
+    return requests.get(
+        f"{server.url}/api/ann/tasks", headers={"Authorization": f"Bearer {token}"}, timeout=10
+    )
+
+
+def eventually(condition: object, seconds: float = 3) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def wrong(issuer: Issuer, how: str, elsewhere: Issuer) -> None:
+    if how == "gone":
+        issuer.close()
+    elif how == "hanging":
+        issuer.hang()
+    elif how == "dripping":
+        issuer.drip = 0.2
+    elif how == "a redirect":
+        issuer.say(b"", "302 Found", f"Location: {elsewhere.url}\r\n")
+    elif how == "an error":
+        issuer.say(b'{"keys": []}', "500 Internal Server Error")
+    elif how == "HTML":
+        issuer.say(HTML, headers="Content-Type: text/html\r\n")
+    elif how == "cut short":
+        assert issuer.answer is not None
+        issuer.answer = issuer.answer[:-10]
+    elif how == "too large":
+        issuer.say(b" " * 2_000_000)
+    elif how == "no HTTP":
+        issuer.answer = b"\x16\x03\x01\r\n\r\n"
+    elif how == "closed at once":
+        issuer.answer = b""
+    else:
+        issuer.say(how.encode())
+
+
+WRONG = [
+    *("gone", "hanging", "dripping", "a redirect", "an error", "HTML", "cut short", "too large"),
+    *("no HTTP", "closed at once", "", "[]", "{}", "null", '{"keys": 1}', '{"keys": [1, null]}'),
+    *('{"keys": []}', '{"keys": [{"kty": "oct", "k": "YWFh", "kid": "old"}]}', '{"keys": {}}'),
+    *('{"keys": [{"kty": "RSA", "kid": "old"}]}', '{"keys": [{"kty": ["EC"], "kid": "old"}]}'),
+    '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "AA", "kid": "old"}]}',
+]
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_known_key_is_used_while_the_issuer_is_wrong(
+    issuer: Issuer, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jwks, "FRESH", 0.0)
+    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    monkeypatch.setattr(jwks, "FETCH", 0.5)
+    keys = KeySet(issuer.url)
+    assert keys.find("old")
+    asked = issuer.requests
+    elsewhere = Issuer(Key("EdDSA", "evil"))
+    wrong(issuer, how, elsewhere)
+    with caplog.at_level(logging.WARNING, "tasks.jwks"):
+        for _ in range(50):
+            start = time.monotonic()
+            assert keys.find("old")
+            assert time.monotonic() - start < 0.1
+        assert eventually(lambda: f"{issuer.url} could not be fetched" in caplog.text)
+    assert keys.find("old")
+    assert how == "gone" or issuer.requests > asked
+    assert elsewhere.requests == 0
+    elsewhere.close()
+
+
+@pytest.mark.parametrize("how", ["gone", "hanging", "dripping", "HTML"])
+def test_without_any_key_there_is_a_503_in_time(
+    issuer: Issuer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FETCH", 0.5)
+    wrong(issuer, how, issuer)
+    keys = KeySet(issuer.url)
+
+    def find(_: int) -> float:
+        start = time.monotonic()
+        with pytest.raises(ServiceUnavailable):
+            keys.find("old")
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(16) as pool:
+        assert max(pool.map(find, range(16))) < 1.0
+    if how != "gone":
+        assert issuer.requests == 1
+
+
+def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
+    keys = KeySet(issuer.url)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: keys.find("old"), range(100)))
+    assert issuer.requests == 1
+
+
+def test_an_unknown_id_asks_again_but_not_soon(
+    issuer: Issuer, old: Key, new: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = KeySet(issuer.url)
+    assert keys.find("old")
+    assert [keys.find(f"unknown {number}") for number in range(100)] == [None] * 100
+    assert issuer.requests == 1
+    issuer.publish(old, new)
+    assert keys.find("new") is None
+    keys._not_before -= jwks.PAUSE
+    assert keys.find("new")
+    assert issuer.requests == 2
+
+
+def test_a_rotated_key_is_found_and_the_old_one_forgotten(
+    issuer: Issuer, new: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FRESH", 0.0)
+    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    keys = KeySet(issuer.url)
+    assert keys.find("old")
+    issuer.publish(new)
+    assert keys.find("new")
+    assert keys.find("old") is None
+
+
+def test_a_hanging_issuer_does_not_hold_up_who_waits_in_line(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unknown ids may wait for the issuer, but not so many that no thread is left."""
+    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    keys = KeySet(issuer.url)
+    assert keys.find("old")
+    issuer.hang()
+
+    def find(_: int) -> float:
+        start = time.monotonic()
+        try:
+            assert keys.find("unknown") is None
+        except ServiceUnavailable:
+            return time.monotonic() - start
+        return 100.0
+
+    with ThreadPoolExecutor(20) as pool:
+        took = sorted(pool.map(find, range(20)))
+    assert took[15] < 0.5
+    assert took[16:] == [100.0] * jwks.WAITING
+
+
+def test_a_token_without_an_id_means_the_only_key(issuer: Issuer, old: Key, new: Key) -> None:
+    assert KeySet(issuer.url).find(None)
+    issuer.publish(old, new)
+    assert KeySet(issuer.url).find(None) is None
+
+
+def test_through_the_server(tmp_path: Path, issuer: Issuer, old: Key, new: Key) -> None:
+    issuer.say(HTML)
+    with Server(tmp_path, JWT_JWKS_URL=issuer.url, WEB_CONCURRENCY="1") as server:
+        refused = call(server, old)
+        assert refused.status_code == 503
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        assert int(refused.headers["Retry-After"]) >= 1
+        issuer.publish(old)
+        assert eventually(lambda: call(server, old).status_code == 200, 5)
+        asked = issuer.requests
+        issuer.hang()
+        assert call(server, old).status_code == 200
+        assert call(server, new).status_code == 401
+        assert requests.get(server.url + "/health", timeout=1).status_code == 200
+        assert issuer.requests == asked
+    warnings = [line for line in server.log() if line["level"] == "warning"]
+    assert warnings and all("could not be fetched" in line["message"] for line in warnings)
+    assert not [line for line in server.log() if line["level"] == "error"]
