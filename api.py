@@ -83,7 +83,8 @@ class StrictParser(FlaskParser):
             if isinstance(schema, BodySchema) and schema.optional:
                 return {}
             raise BadRequest("The body is missing: expected a JSON object.")
-        if not req.is_json or req.headers.get("Content-Encoding", "identity") != "identity":
+        encoding = req.headers.get("Content-Encoding", "").lower()
+        if not req.is_json or encoding not in {"", "identity"}:
             raise UnsupportedMediaType
         try:
             return orjson.loads(body)

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -62,19 +63,24 @@ class Guarded(peewee.Database):
         if not self._places.acquire(timeout=PLACE):
             raise unavailable("every connection is busy")
         try:
-            if not self._migrated:
-                self.migrate()
-            return self._send(sql, values)
+            with within(REQUEST):
+                if not self._migrated:
+                    self.migrate()
+                return self._send(sql, values)
         finally:
             self._places.release()
 
     def migrate(self) -> None:
-        """Apply the migrations that this database has not seen."""
-        with self._migrating:
+        """Apply the migrations that this database has not seen. Raises ServiceUnavailable."""
+        if not self._migrating.acquire(timeout=CONNECT):
+            raise unavailable("the schema is being made")
+        try:
             if not self._migrated:
                 with self._schema_lock():
                     Runner(self, str(MIGRATIONS)).up()
                 self._migrated = True
+        finally:
+            self._migrating.release()
 
     def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
         raise NotImplementedError
@@ -91,16 +97,17 @@ class Sqlite(Guarded, peewee.SqliteDatabase):
         super().__init__(
             file,
             threads=threads,
-            timeout=REQUEST,
+            timeout=REQUEST / 2,
             pragmas={"synchronous": "full"},
             field_types={"TIMESTAMPTZ": "TEXT"},
         )
         self._writing = threading.Lock()
+        self.register_function(later, "later", 2)
 
     def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
         # SQLite's own queue of writers is a poll with growing pauses, in which some starve.
         writes = not sql.startswith("SELECT")
-        if writes and not self._writing.acquire(timeout=REQUEST):
+        if writes and not self._writing.acquire(timeout=REQUEST / 2):
             raise unavailable("the file is busy")
         try:
             return Answer(self.connection().execute(sql, values).fetchall())
@@ -127,6 +134,18 @@ class Sqlite(Guarded, peewee.SqliteDatabase):
             os.close(folder)
 
 
+def later(now: str, before: str) -> str:
+    """`now`, or the microsecond after `before` if that is later; all as RFC 3339 text."""
+    if now > before:
+        return now
+    return rfc3339(datetime.fromisoformat(before) + timedelta(microseconds=1))
+
+
+def rfc3339(moment: datetime) -> str:
+    """The text of a moment in UTC, to the microsecond (RFC 3339, section 5.6)."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 class Postgres(Guarded, peewee.PostgresqlDatabase):
     """A server behind any network: every wait has an end, and a lost statement is sent again."""
 
@@ -135,6 +154,7 @@ class Postgres(Guarded, peewee.PostgresqlDatabase):
     def __init__(self, url: str, threads: int) -> None:
         super().__init__(url, threads=threads)
         self._generation = 0
+        self._failed_dials = 0
         self._paused_until = 0.0
         extensions.set_wait_callback(wait)
         # Peewee has psycopg2 make objects of UUIDs, whose text is all that is needed here.
@@ -145,17 +165,27 @@ class Postgres(Guarded, peewee.PostgresqlDatabase):
         if reuse_if_open and not self.is_closed():
             return False
         if monotonic() < self._paused_until:
-            raise psycopg2.OperationalError("the server did not answer a moment ago")
-        with within(CONNECT):
-            connection = psycopg2.connect(
-                self.database,
-                client_encoding="UTF8",
-                fallback_application_name="task-api",
-                keepalives_idle=3,
-                keepalives_interval=1,
-                keepalives_count=3,
-                tcp_user_timeout=4000,
-            )
+            raise Paused("the server did not answer a moment ago")
+        try:
+            with within(CONNECT):
+                connection = psycopg2.connect(
+                    self.database,
+                    client_encoding="UTF8",
+                    fallback_application_name="task-api",
+                    keepalives_idle=3,
+                    keepalives_interval=1,
+                    keepalives_count=3,
+                    tcp_user_timeout=4000,
+                )
+        except psycopg2.Error as error:
+            self._failed_dials += ATTEMPTS if isinstance(error, DeadlinePassed) else 1
+            if self._failed_dials >= ATTEMPTS:
+                self._paused_until = monotonic() + PAUSE
+            raise
+        self._failed_dials = 0
+        if connection.get_parameter_status("server_encoding") not in {"UTF8", None}:
+            connection.close()
+            raise psycopg2.OperationalError("the database's encoding is not UTF8")
         connection.autocommit = True
         self._state.set_connection(connection)
         self._state.generation = self._generation
@@ -163,23 +193,25 @@ class Postgres(Guarded, peewee.PostgresqlDatabase):
 
     def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
         sent = False
-        with within(REQUEST):
-            for _ in range(ATTEMPTS):
-                connection = None
-                try:
-                    connection = self._live_connection()
-                    with within(STATEMENT), connection.cursor() as cursor:
-                        cursor.execute(sql, values)
-                        return Answer(cursor.fetchall(), resent=sent)
-                except psycopg2.Error as error:
-                    if connection and not is_lost(connection, error):
-                        if is_passing(error):
-                            raise unavailable(error) from error
-                        raise
-                    failure = error
+        for _ in range(ATTEMPTS):
+            connection = None
+            try:
+                connection = self._live_connection()
+                with within(STATEMENT), connection.cursor() as cursor:
+                    cursor.execute(sql, values)
+                    return Answer(cursor.fetchall(), resent=sent)
+            except Paused as error:
+                raise unavailable(error) from error
+            except psycopg2.Error as error:
+                failure = error
+                if connection is None or is_lost(connection, error):
                     sent = sent or connection is not None
                     self._drop()
-        raise self._paused(failure) from failure
+                elif not isinstance(error, errors.TransactionRollback):
+                    if is_passing(error):
+                        raise unavailable(error) from error
+                    raise
+        raise unavailable(failure) from failure
 
     def _live_connection(self) -> extensions.connection:
         """This thread's connection, after a look at its socket that costs no round trip."""
@@ -203,19 +235,20 @@ class Postgres(Guarded, peewee.PostgresqlDatabase):
                 self._generation += 1
         self._state.reset()
 
-    def _paused(self, error: Exception) -> ServiceUnavailable:
-        self._paused_until = monotonic() + PAUSE
-        return unavailable(error)
-
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
         try:
-            with within(SCHEMA), self.atomic():
+            # Read committed, to see what the one before has done while this one was waiting.
+            with within(SCHEMA), self.atomic("READ COMMITTED"):
                 self.execute_sql("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
                 yield
         except (peewee.OperationalError, peewee.InterfaceError) as error:
             self._drop()
-            raise self._paused(error) from error
+            raise unavailable(error) from error
+
+
+class Paused(psycopg2.OperationalError):
+    """The server is not dialled at the moment, since a moment ago it could not be reached."""
 
 
 class DeadlinePassed(psycopg2.OperationalError):

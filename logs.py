@@ -42,6 +42,12 @@ class ServerLogger(Logger):
         for handler in self.error_log.handlers:
             handler.setFormatter(JsonLines())
 
+    def warning(self, msg: object, *args: Any, **kwargs: Any) -> None:
+        """Without the words of a request that is not HTTP: they may hold a token."""
+        text = str(msg)
+        text = text.partition(": ")[0] if text.startswith("Invalid request") else text
+        super().warning(text, *args, **kwargs)
+
     def access(self, *_: Any) -> None:
         """Nothing, also where a platform asks for Gunicorn's own with `--access-logfile`."""
 

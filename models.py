@@ -21,7 +21,7 @@ from peewee import (
 )
 from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import Answer, Guarded
+from database import Answer, Guarded, rfc3339
 from sql import Dialect, Parameter, statement
 
 MAX_PAGE = 10_000
@@ -226,7 +226,7 @@ def tagged(row: tuple[Any, ...]) -> Tagged:
 
 def stamp() -> tuple[str, str]:
     """What every write leaves on its row: the time, and a new revision."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z", str(uuid4())
+    return rfc3339(datetime.now(UTC)), str(uuid4())
 
 
 def with_folded(changes: dict[str, Any]) -> dict[str, Any]:
@@ -252,10 +252,18 @@ def missed(user_id: str, task_id: str, expected: tuple[str, ...] | None) -> HTTP
     return NotFound(NO_SUCH_TASK)
 
 
-def rfc3339(field: TimestampField) -> Dialect:
+def text_of(field: TimestampField) -> Dialect:
     """The text of a time stamp, in UTC whatever time zone the server's session is in."""
     text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
     return Dialect(postgres=SQL(text), sqlite=field)
+
+
+def later(now: Parameter, before: TimestampField) -> Dialect:
+    """`now`, but always after `before`: who comes second may have looked at the clock first."""
+    return Dialect(
+        postgres=fn.greatest(now, before + SQL("interval '1 microsecond'")),
+        sqlite=fn.later(now, before),
+    )
 
 
 def contains(text: TextField, part: Parameter) -> Dialect:
@@ -271,8 +279,8 @@ COLUMNS = (
     Task.title,
     Task.description,
     Task.completed,
-    rfc3339(Task.created_at),
-    rfc3339(Task.updated_at),
+    text_of(Task.created_at),
+    text_of(Task.updated_at),
     Task.revision,
 )
 SORTS = {"created": Task.created_at, "updated": Task.updated_at, "title": Task.title_lower}
@@ -321,7 +329,7 @@ def update(names: tuple[str, ...], flips: bool, expected: tuple[str, ...]) -> No
     """If the row has the new revision already, this has been here before: no second flip."""
     fields = with_folded(dict.fromkeys(names, ""))
     changes: dict[Field, Node] = {Task._meta.fields[name]: Parameter(name) for name in fields}
-    changes[Task.updated_at] = Parameter("updated_at")
+    changes[Task.updated_at] = later(Parameter("updated_at"), Task.updated_at)
     changes[Task.revision] = Parameter("revision")
     if flips:
         mine = Task.revision == Parameter("revision")

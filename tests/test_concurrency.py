@@ -1,5 +1,6 @@
 """Many clients at the same moment, with real threads against a real server."""
 
+import itertools
 import os
 import random
 import time
@@ -14,7 +15,7 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
-from conftest import Server, User, new_database
+from server import Server, User, new_database
 
 CLIENTS = 16
 
@@ -87,6 +88,19 @@ def test_writes_of_different_fields_all_survive(user: User) -> None:
     assert codes(answers) == {200: 3}
     task = user.get(path).json()
     assert (task["title"], task["description"], task["completed"]) == ("new", "new", True)
+
+
+def test_the_time_of_the_last_change_always_moves_on(user: User) -> None:
+    path = f"/tasks/{user.create()['id']}"
+
+    def change(client: User, number: int) -> list[tuple[str, str]]:
+        answers = [client.patch(path, json={"title": f"{number} {turn}"}) for turn in range(20)]
+        return [(answer.json()["updated_at"], answer.json()["title"]) for answer in answers]
+
+    changes = sorted(itertools.chain(*at_once(user, change)))
+    assert len({moment for moment, _ in changes}) == 20 * CLIENTS
+    task = user.get(path).json()
+    assert (task["updated_at"], task["title"]) == changes[-1]
 
 
 def test_many_deletes_delete_once(user: User) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import Server, User
+from server import Server, User
 
 LISTED = "http://localhost:3000"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
@@ -82,6 +82,14 @@ def test_another_origin_gets_nothing(user: User, origin: str) -> None:
         assert response.headers["Vary"] == "Origin"
 
 
+@pytest.mark.parametrize("path", ["/tasks/1", "/tasks/1/complete"])
+def test_a_preflight_passes_so_that_the_404_can_be_read(user: User, path: str) -> None:
+    headers = {"Origin": LISTED, "Access-Control-Request-Method": "PATCH"}
+    response = user.options(path, headers=headers)
+    assert response.status_code == 200
+    assert response.headers["Access-Control-Allow-Origin"] == LISTED
+
+
 def test_without_an_origin_there_is_nothing_but_vary(user: User) -> None:
     response = user.get("/tasks")
     assert allowed(response) == {}
@@ -94,7 +102,7 @@ def test_only_the_api_is_opened(server: Server) -> None:
         assert allowed(response) == {}
 
 
-@pytest.fixture(params=["*", "https://a.example/, http://[::1]:3000,http://x.y"])
+@pytest.fixture(params=["*", "https://A.example:443/, http://[::1]:3000,http://x.y:80"])
 def configured(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Server]]:
     with Server(tmp_path, CORS_ORIGINS=request.param) as server:
         yield request.param, server

@@ -7,7 +7,7 @@ from uuid import uuid4
 import marshmallow as ma
 import pytest
 import requests
-from conftest import Server, User
+from server import Server, User
 
 from resources import TaskSchema
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import Server
 from issuer import Issuer, Key
+from server import Server
 from werkzeug.exceptions import ServiceUnavailable
 
 import jwks

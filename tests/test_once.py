@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from conftest import User
+from server import User
 
 WRITES = [
     ("PUT", "", {"title": "mine"}),
@@ -96,7 +96,18 @@ def test_a_write_with_an_old_tag_changes_nothing(
     created = user.post("/tasks", json={"title": "x"})
     path = f"/tasks/{created.json()['id']}"
     changed = user.patch(path, json={"title": "y"})
-    for tag in (created.headers["ETag"], '"x"', "x", "", ",", '"*"', f'"{uuid4()}", "y"', 'W/"'):
+    for tag in (
+        created.headers["ETag"],
+        '"x"',
+        "x",
+        "",
+        ",",
+        '"*"',
+        f'"{uuid4()}", "y"',
+        'W/"',
+        '""',
+        'W/""',
+    ):
         response = user.request(method, path + suffix, json=body, headers={"If-Match": tag})
         assert response.status_code == 412, tag
     assert user.task(created.json()["id"]) == changed.json()
@@ -104,7 +115,7 @@ def test_a_write_with_an_old_tag_changes_nothing(
 
 @pytest.mark.parametrize("method, suffix, body", WRITES)
 @pytest.mark.parametrize(
-    "form", ["{}", "W/{}", '"x", {}', "*", '{}, "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"']
+    "form", ["{}", "W/{}", '"", {}', '"x", {}', "*", '{}, "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"']
 )
 def test_a_write_with_the_current_tag_is_made(
     user: User, method: str, suffix: str, body: dict | None, form: str

@@ -4,10 +4,10 @@ import json
 from typing import Any
 from uuid import uuid4
 
-from conftest import Server, User
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+from server import Server, User
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 TITLES = TEXT.map(lambda text: text[:500]).filter(str.strip)

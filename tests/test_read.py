@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from conftest import User
+from server import User
 
 
 def test_a_task_reads_back_equal(user: User) -> None:

@@ -4,7 +4,7 @@ import json
 from uuid import uuid4
 
 import pytest
-from conftest import Server, User
+from server import Server, User
 
 JSON = b"Content-Type: application/json\r\n"
 MAX = 128 * 1024
@@ -230,7 +230,8 @@ def test_the_server_refuses_what_is_not_http(user: User, name: str) -> None:
         chunked(A_TASK + b" " * (MAX - len(A_TASK))),
         post(A_TASK, b"Content-Type: APPLICATION/JSON; charset=utf-8\r\n"),
         post(A_TASK, b"Content-Type: application/ld+json\r\n"),
-        post(A_TASK, JSON + b"Content-Encoding: identity\r\n"),
+        post(A_TASK, JSON + b"Content-Encoding: Identity\r\n"),
+        post(A_TASK, JSON + b"Content-Encoding:\r\n"),
         post(A_TASK, JSON + b"Expect: 100-continue\r\n"),
         post(b'{"title": "x", "n": %b}' % (b"[" * 500 + b"]" * 500)),
         post(b'{"title": "x", "title": "x", "\\u0000": 1}'),

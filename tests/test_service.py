@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import Server, User
+from server import Server, User
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/ready/"])
@@ -48,6 +48,23 @@ def test_every_request_is_one_line_of_the_log(user: User) -> None:
     assert 0 < line["ms"] < 5000
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"])
     assert "secret" not in str(line)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nBearer secret5\r\n\r\n",
+        b"GET /?token=secret5\r\n\r\n",
+        b"GET / HTTP/1.1\r\nExpect: secret5\r\n\r\n",
+        b"GET / HTTP/1.1\r\nTransfer-Encoding: secret5\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_not_quoted_in_the_log(server: Server, request_: bytes) -> None:
+    start = server.log_file.stat().st_size
+    assert 400 <= server.send(request_)[0] <= 501
+    (line,) = server.log(start)
+    assert line["message"].startswith("Invalid request")
+    assert "secret5" not in str(line)
 
 
 def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from server import ROOT
 
 import settings
 
@@ -96,6 +96,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("CORS_ORIGINS", "https://a.example, *"),
         ("CORS_ORIGINS", "https://*.example"),
         ("CORS_ORIGINS", "https://a.example/path"),
+        ("CORS_ORIGINS", "https://b\u00fccher.example"),
         ("JWT_SECRET", "x" * 31),
         ("BETTER_AUTH_SECRET", "x" * 31),
         ("JWT_JWKS_URL", "http://issuer.example/jwks"),

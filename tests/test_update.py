@@ -1,7 +1,7 @@
 """PUT and PATCH /api/{user_id}/tasks/{task_id}"""
 
 import pytest
-from conftest import User
+from server import User
 
 both = pytest.mark.parametrize("method", ["PUT", "PATCH"])
 

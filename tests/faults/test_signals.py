@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from conftest import ROOT, Server
+from server import ROOT, Server
 
 
 def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""The fixtures of the fault tests."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from faults.network import PASSWORD, Cluster, Network, free_port
+
+
+@pytest.fixture(scope="session")
+def cluster(folder: Path, postgres: str) -> Iterator[Cluster]:
+    place = folder / "cluster"
+    place.mkdir()
+    place.chmod(0o755)
+    cluster = Cluster(place)
+    cluster.start()
+    yield cluster
+    if cluster.running:
+        cluster.stop("immediate")
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> str:
+    if not cluster.running:
+        cluster.start()
+    return cluster.new_database()
+
+
+@pytest.fixture
+def network(cluster: Cluster) -> Iterator[Network]:
+    network = Network(cluster.port)
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def pgbouncer(cluster: Cluster, network: Network, tmp_path: Path) -> Iterator[int]:
+    """The port of a PgBouncer in transaction mode, with TLS and SCRAM, in front of the network."""
+    if not shutil.which("pgbouncer"):
+        pytest.skip("PgBouncer is not installed")
+    port = free_port()
+    folder = Path("/tmp") / f"pgbouncer-{uuid4().hex}"
+    folder.mkdir(mode=0o755)
+    certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"]
+    certificate += ["-keyout", str(folder / "key"), "-out", str(folder / "crt"), "-days", "2"]
+    subprocess.run(certificate, check=True, capture_output=True)
+    (folder / "users").write_text(f'"postgres" "{PASSWORD}"\n')
+    (folder / "ini").write_text(
+        f"[databases]\n* = host=127.0.0.1 port={network.port}\n[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = scram-sha-256\nauth_file = {folder}/users\npool_mode = transaction\n"
+        f"client_tls_sslmode = require\nclient_tls_key_file = {folder}/key\n"
+        f"client_tls_cert_file = {folder}/crt\nmax_client_conn = 500\ndefault_pool_size = 20\n"
+    )
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    process = subprocess.Popen(
+        ["pgbouncer", str(folder / "ini")],
+        user="nobody" if os.geteuid() == 0 else None,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield port
+    process.kill()
+    process.wait()
+    shutil.rmtree(folder)

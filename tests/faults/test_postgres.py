@@ -1,0 +1,328 @@
+"""A PostgreSQL that restarts, dies, loses answers, or falls silent."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import requests
+from faults.network import PASSWORD, Cluster, Load, Network, eventually
+from server import Server, User
+
+KILL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, cluster: Cluster, database: str, network: Network) -> Iterator[Server]:
+    """A server that reaches PostgreSQL through the network. It never logs an error."""
+    with Server(tmp_path, DATABASE_URL=cluster.url(database, network.port)) as server:
+        yield server
+    log = server.log_file.read_text()
+    assert '"level":"error"' not in log
+    assert "Traceback" not in log
+    assert PASSWORD not in log
+
+
+def health(server: Server) -> float:
+    """How long /health took. Fails if it is not a 200."""
+    start = time.monotonic()
+    assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
+    return time.monotonic() - start
+
+
+def watched_health(server: Server, going: Callable[[], bool]) -> float:
+    """The longest that /health took while `going`."""
+    longest = 0.0
+    while going():
+        longest = max(longest, health(server))
+        time.sleep(0.05)
+    return longest
+
+
+def test_no_database_at_the_start(tmp_path: Path, cluster: Cluster, database: str) -> None:
+    cluster.stop("immediate")
+    began = time.monotonic()
+    with (
+        Server(tmp_path, DATABASE_URL=cluster.url(database)) as server,
+        User(server, "ann") as user,
+    ):
+        up = time.monotonic() - began
+        assert up < 5
+        for path in (user.base + "/tasks", server.url + "/ready"):
+            refused = requests.get(path, timeout=10)
+            assert refused.status_code == 503
+            assert refused.headers["Content-Type"] == "application/problem+json"
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert PASSWORD not in refused.text and "127.0.0.1" not in refused.text
+        assert health(server) < 0.5
+        cluster.start()
+        took = eventually(lambda: user.get("/tasks").status_code == 200, 5)
+        user.create()
+    made = cluster.execute("SELECT name FROM schema_migration", database)
+    assert made == [("0001_task",)]
+    assert PASSWORD not in server.log_file.read_text()
+    print(f"\nno database: up in {up:.2f} s; the first answer {took:.2f} s after it came")
+
+
+def test_requests_that_are_refused_do_not_lengthen_the_pause(
+    server: Server, network: Network
+) -> None:
+    """However many ask meanwhile, the server is dialled again after the pause."""
+    port, network.upstream = network.upstream, 1
+    network.cut()
+    with ThreadPoolExecutor(4) as pool, User(server, "ann") as user:
+        user.get("/tasks")
+        end = time.monotonic() + 4
+        busy = [pool.submit(watched_ready, server, end) for _ in range(4)]
+        time.sleep(1)
+        network.upstream = port
+        took = eventually(lambda: user.get("/tasks").status_code == 200, 2)
+        assert all(future.result() for future in busy)
+    print(f"\nthe first answer {took:.2f} s after the server was back, under load")
+
+
+def watched_ready(server: Server, end: float) -> bool:
+    while time.monotonic() < end:
+        last = requests.get(f"{server.url}/ready", timeout=10).status_code
+        time.sleep(0.02)
+    return last == 200
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_under_load(server: Server, cluster: Cluster, mode: str) -> None:
+    with Load(server) as load:
+        time.sleep(1)
+        cluster.stop(mode)
+        away = time.monotonic()
+        time.sleep(1)
+        cluster.start()
+        back = time.monotonic()
+        eventually(lambda: load.first_success(back) < float("inf"), 10)
+        time.sleep(1)
+    load.check(f"restart ({mode})", allowed={200, 201, 503})
+    first = load.first_success(back)
+    print(f"the first success {first:.2f} s after its return")
+    assert first < 2
+    assert set(load.statuses(since=back + 2)) <= {200, 201}
+    before = Counter(status for _, end, _, status in load.answers if end < away - 0.5)
+    assert set(before) <= {200, 201}
+
+
+def test_every_backend_killed_every_50_ms(server: Server, cluster: Cluster) -> None:
+    with Load(server) as load:
+        killed = 0
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            killed += len(cluster.execute(KILL))
+            time.sleep(0.05)
+    load.check(f"{killed} backends killed", allowed={200, 201})
+    assert killed > 100
+    assert all(unknown == 0 for _, _, unknown in load.flips)
+
+
+@pytest.mark.parametrize(
+    "statement, method, suffix, body, status",
+    [
+        (b"INSERT", "POST", "", {"title": "new"}, 201),
+        (b"UPDATE", "PUT", "/{}", {"title": "new"}, 200),
+        (b"UPDATE", "PATCH", "/{}", {"description": "new"}, 200),
+        (b"UPDATE", "PATCH", "/{}/complete", None, 200),
+        (b"UPDATE", "PATCH", "/{}/complete", {"completed": True}, 200),
+        (b"DELETE", "DELETE", "/{}", None, 200),
+        (b"SELECT", "GET", "/{}", None, 200),
+        (b"SELECT", "GET", "", None, 200),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_an_answer_that_is_lost(
+    server: Server,
+    network: Network,
+    statement: bytes,
+    method: str,
+    suffix: str,
+    body: dict[str, object] | None,
+    status: int,
+    times: int,
+    tagged: bool,
+) -> None:
+    """The server finds out by itself whether the write was made: it has been, once."""
+    with User(server, f"ann-{uuid4()}") as user:
+        created = user.post("/tasks", json={"title": "old"})
+        task = created.json()
+        network.lost = 0
+        network.lose = lambda asked: network.lost < times and statement in asked
+        headers = {"If-Match": created.headers["ETag"]} if tagged and method != "GET" else {}
+        path = "/tasks" + suffix.format(task["id"])
+        answer = user.request(method, path, json=body, headers=headers)
+        network.lose = lambda _: False
+        tasks = user.tasks()
+    assert network.lost == times
+    assert answer.status_code == status, answer.text
+    if method == "POST":
+        assert tasks == [task, answer.json()]
+        assert "Idempotent-Replayed" not in answer.headers
+    elif method == "DELETE":
+        assert tasks == []
+    else:
+        changes = {"completed": True} if "complete" in suffix else body or {}
+        changed = tasks[0]
+        assert changed == task | changes | {"updated_at": changed["updated_at"]}
+        assert answer.json() in (changed, [changed])
+
+
+def test_a_lost_answer_to_a_delete_of_nothing_with_a_tag_that_is_old(
+    server: Server, network: Network
+) -> None:
+    with User(server, "ann") as user:
+        created = user.post("/tasks", json={"title": "old"})
+        path = f"/tasks/{created.json()['id']}"
+        user.patch(path, json={"title": "new"})
+        network.lose = lambda asked: network.lost < 1 and b"DELETE" in asked
+        answer = user.delete(path, headers={"If-Match": created.headers["ETag"]})
+        assert (answer.status_code, network.lost) == (412, 1)
+        assert user.get(path).status_code == 200
+
+
+def swallow(server: Server, network: Network, seconds: float, what: str) -> None:
+    with Load(server, clients=12) as load, ThreadPoolExecutor(1) as pool:
+        time.sleep(1)
+        going = [True]
+        watch = pool.submit(watched_health, server, lambda: going[0])
+        network.swallows = True
+        time.sleep(seconds)
+        network.swallows = False
+        back = time.monotonic()
+        took = eventually(lambda: load.first_success(back) < float("inf"), 5)
+        time.sleep(2)
+        going[0] = False
+        longest = watch.result()
+    load.check(what, allowed={200, 201, 503})
+    print(f"/health {longest:.3f} s at most; the first success {took:.2f} s after the return")
+    assert load.slowest() < 10
+    assert longest < 0.5
+    assert load.first_success(back) < 5
+
+
+def test_packets_swallowed_for_20_seconds(server: Server, network: Network) -> None:
+    swallow(server, network, 20, "20 s of silence")
+
+
+def test_the_server_behind_pgbouncer_falls_silent(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network, pgbouncer: int
+) -> None:
+    url = cluster.url(database, pgbouncer) + "?sslmode=require"
+    with Server(tmp_path, DATABASE_URL=url) as server:
+        swallow(server, network, 20, "20 s of silence behind PgBouncer")
+    log = server.log_file.read_text()
+    assert '"level":"error"' not in log and PASSWORD not in log
+
+
+def test_everything_works_behind_pgbouncer(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
+) -> None:
+    """In transaction mode, with TLS and SCRAM; what is pasted from Prisma is taken."""
+    url = cluster.url(database, pgbouncer) + "?sslmode=require&pgbouncer=true&connection_limit=1"
+    with Server(tmp_path, DATABASE_URL=url) as server:
+        with Load(server, clients=16) as load:
+            time.sleep(3)
+        load.check("behind PgBouncer", allowed={200, 201})
+    assert PASSWORD not in server.log_file.read_text()
+
+
+def test_200_requests_at_once_on_a_database_that_takes_2_seconds(
+    server: Server, cluster: Cluster, database: str, network: Network
+) -> None:
+    with User(server, "ann") as user:
+        path = f"{user.base}/tasks/{user.create()['id']}"
+    most, going = [0], [True]
+
+    def count() -> None:
+        sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'"
+        while going[0]:
+            most[0] = max(most[0], cluster.execute(sql)[0][0])
+            time.sleep(0.1)
+
+    def ask(_: int) -> tuple[int, float, str]:
+        start = time.monotonic()
+        answer = requests.get(path, timeout=30)
+        return answer.status_code, time.monotonic() - start, answer.headers.get("Retry-After", "")
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    network.delay = 2.0
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(ask, range(200)))
+    going[0] = False
+    network.delay = 0.0
+    counter.join()
+    statuses = Counter(status for status, _, _ in answers)
+    longest = max(took for _, took, _ in answers)
+    print(f"\n200 at once: {dict(statuses)}, longest {longest:.2f} s, {most[0]} connections")
+    assert set(statuses) <= {200, 503}
+    assert all(after for status, _, after in answers if status == 503)
+    assert longest < 15
+    assert most[0] <= 2 * 20
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_database_with_another_isolation_works(
+    tmp_path: Path, cluster: Cluster, database: str, isolation: str
+) -> None:
+    cluster.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{isolation}'")
+    with Server(tmp_path, DATABASE_URL=cluster.url(database), WEB_CONCURRENCY="4") as server:
+        with Load(server, clients=4) as load:
+            time.sleep(1)
+        load.check(isolation, allowed={200, 201})
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    name = f"db_{uuid4().hex}"
+    cluster.execute(f"CREATE DATABASE {name} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
+    with Server(tmp_path, DATABASE_URL=cluster.url(name)) as server:
+        assert requests.get(f"{server.url}/ready").status_code == 503
+    assert "encoding is not UTF8" in server.log_file.read_text()
+
+
+@pytest.mark.parametrize("url", ["wrong-password", "no-such-user", "no-such-database"])
+def test_no_word_of_the_password(tmp_path: Path, cluster: Cluster, database: str, url: str) -> None:
+    good = cluster.url(database)
+    wrong = {
+        "wrong-password": good.replace(PASSWORD, PASSWORD + "-not"),
+        "no-such-user": good.replace("postgres:", "nobody:"),
+        "no-such-database": cluster.url("nothing"),
+    }[url]
+    with Server(tmp_path, DATABASE_URL=wrong, LOG_LEVEL="DEBUG") as server:
+        answers = [requests.get(f"{server.url}{path}") for path in ("/ready", "/api/a/tasks")]
+    assert [answer.status_code for answer in answers] == [503, 503]
+    seen = server.log_file.read_text() + "".join(answer.text for answer in answers)
+    assert PASSWORD not in seen
+    assert "database unavailable" in seen
+
+
+def test_the_schema_is_made_once_by_many_clients(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Also when the first requests have to make it, all at the same moment."""
+    cluster.stop("fast")
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
+        cluster.start()
+        with ThreadPoolExecutor(32) as pool:
+            asked = pool.map(
+                lambda n: requests.post(f"{server.url}/api/u{n}/tasks", json={"title": "x"}),
+                range(64),
+            )
+            statuses = Counter(answer.status_code for answer in asked)
+    print(f"\nfirst requests at once: {dict(statuses)}")
+    assert set(statuses) <= {201, 503}
+    assert statuses[201] >= 32
+    assert cluster.execute("SELECT count(*) FROM task", database) == [(statuses[201],)]
