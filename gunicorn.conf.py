@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from typing import Any
 
 import logs
@@ -15,16 +16,22 @@ threads = settings.threads
 worker_class = "gthread"
 logger_class = logs.ServerLogger
 loglevel = settings.log_level.lower()
+keepalive = 65  # Longer than the routers of platforms keep theirs, or they meet a closed one.
+graceful_timeout = 9  # Longer than the longest request, shorter than the shortest platform waits.
 # A heartbeat in a file on a slow disk can block the worker.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.
-limit_request_line = 8190  # The longest that Gunicorn has: a search of 200 characters needs it.
+limit_request_line = 8190  # The most that Gunicorn has; a search or a cursor can be long.
 forwarder_headers = ""  # A SCRIPT_NAME from outside would move the routes.
-control_socket_disable = True
+control_socket_disable = True  # Nobody asks it, and it is a file in a home that may not be there.
 
 
 def when_ready(server: Any) -> None:
-    server.log.info("The docs page is at %s/docs", server.LISTENERS[0])
+    for listener in server.LISTENERS:
+        server.log.info("The docs page is at %s/docs", listener)
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):
+            # Whoever connects and says nothing would hold a thread for five seconds.
+            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
     if not settings.jwt_secret and not settings.jwt_jwks_url:
         server.log.warning("Anyone who can reach this server may read and write every user's tasks")
 

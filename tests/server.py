@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import psycopg2
 import requests
 
@@ -47,16 +48,19 @@ class Server:
             try:
                 requests.get(f"{self.url}/health", timeout=1)
                 return self
-            except (StopIteration, ValueError, OSError):
-                time.sleep(0.02)  # Not up yet, or in the middle of a line.
+            except (StopIteration, OSError):
+                time.sleep(0.02)
         self.process.kill()
         self.process.wait()
         raise AssertionError(self.log_file.read_text())
 
     @cached_property
     def url(self) -> str:
-        listening = (line["message"] for line in self.log() if "Listening at" in line["message"])
-        return next(listening).split()[2]
+        """Raises StopIteration as long as it does not listen."""
+        for connection in psutil.Process(self.process.pid).net_connections("tcp4"):
+            if connection.status == psutil.CONN_LISTEN:
+                return f"http://127.0.0.1:{connection.laddr.port}"
+        raise StopIteration
 
     @property
     def address(self) -> tuple[str, int]:

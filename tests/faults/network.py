@@ -83,7 +83,7 @@ class Cluster:
 
 
 class Network:
-    """A TCP proxy to `port` that delays, swallows, cuts, or loses the server's answers."""
+    """A TCP proxy to `port`. It delays queries, swallows packets, cuts, or loses answers."""
 
     def __init__(self, port: int) -> None:
         self.upstream = port
@@ -152,7 +152,8 @@ class Network:
                     time.sleep(0.05)
                 if from_client:
                     asked[0] = data
-                    time.sleep(self.delay)
+                    if data.startswith(b"Q"):
+                        time.sleep(self.delay)
                 elif self.lose(asked[0]):
                     self.lost += 1
                     break

@@ -1,0 +1,151 @@
+"""Platforms stop, reload and kill processes every day."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from faults.network import Cluster, Load, Network, eventually
+from server import ROOT, Server
+
+
+@pytest.fixture
+def server(tmp_path: Path, cluster: Cluster, database: str, network: Network) -> Iterator[Server]:
+    with Server(tmp_path, DATABASE_URL=cluster.url(database, network.port)) as server:
+        yield server
+    assert '"level":"error"' not in server.log_file.read_text()
+
+
+def workers(server: Server) -> set[int]:
+    return {child.pid for child in psutil.Process(server.process.pid).children()}
+
+
+@pytest.mark.parametrize("new_connections", [False, True], ids=["kept", "new"])
+def test_a_stop_under_load(
+    tmp_path: Path,
+    server: Server,
+    cluster: Cluster,
+    database: str,
+    network: Network,
+    new_connections: bool,
+) -> None:
+    network.delay = 0.5
+    with Load(server, clients=24, new_connections=new_connections) as load:
+        time.sleep(1.2)
+        stopped = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        code = server.process.wait(10)
+        took = time.monotonic() - stopped
+        time.sleep(0.3)
+    network.delay = 0.0
+    # What was on its way longer than it takes to be accepted.
+    running = [a for a in load.answers if a[0] < stopped - 0.1 and a[1] > stopped]
+    after = [a for a in load.answers if a[0] > stopped]
+    refused = [a for a in after if a[3] == 0]
+    slowest = max((end - start for start, end, _, status in refused), default=0.0)
+    (tmp_path / "again").mkdir()
+    with Server(tmp_path / "again", DATABASE_URL=cluster.url(database)) as again:
+        load.server = again
+        load.check("SIGTERM", allowed={200, 201, 0})
+    print(
+        f"exit code {code} after {took:.2f} s; {len(running)} in flight, all answered;"
+        f" {len(after) - len(refused)} answered after it, {len(refused)} refused in {slowest:.2f} s"
+    )
+    assert code == 0
+    assert took < 9
+    assert running and all(status in {200, 201} for _, _, _, status in running)
+    assert slowest < 3
+
+
+def test_a_reload_under_load(server: Server) -> None:
+    before = workers(server)
+    with Load(server, clients=12) as load:
+        for _ in range(3):
+            time.sleep(0.7)
+            server.process.send_signal(signal.SIGHUP)
+        time.sleep(3)
+    load.check("SIGHUP, three times", allowed={200, 201})
+    assert not before & workers(server)
+
+
+def test_a_worker_is_killed(server: Server) -> None:
+    with Load(server, clients=12) as load:
+        time.sleep(1)
+        victim = workers(server).pop()
+        killed = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        took = eventually(lambda: len(workers(server) - {victim}) == 2, 2)
+        time.sleep(1)
+    load.check("a worker killed", allowed={200, 201, 0})
+    lost = [answer for answer in load.answers if answer[3] == 0]
+    print(f"{len(lost)} requests in flight were lost; a new worker after {took:.2f} s")
+    assert len(lost) <= 12
+    assert all(end < killed + 1 for _, end, _, _ in lost)
+    # The master logs that its worker was killed; nothing else is an error.
+    log = server.log_file.read_text().replace('"level":"error","message":"Worker (pid:', "")
+    server.log_file.write_text(log)
+
+
+def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path) -> None:
+    config = tmp_path / "conf.py"
+    config.write_text(
+        f"exec(open({str(ROOT / 'gunicorn.conf.py')!r}).read())\n"
+        "import os\n"
+        "ours = post_fork\n"
+        "def post_fork(server, worker):\n"
+        "    ours(server, worker)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    server = Server(tmp_path, config=config)
+    deadline = time.monotonic() + 8
+    while "Worker exiting" not in server.log_file.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.stop() == 0
+    assert time.monotonic() < deadline
+
+
+def test_200_silent_connections(server: Server) -> None:
+    silent = [socket.create_connection(server.address) for _ in range(200)]
+    try:
+        longest = slowest_health(server, 6)
+    finally:
+        for connection in silent:
+            connection.close()
+    print(f"\n200 silent connections: /health {longest:.3f} s at most")
+    assert longest < 1
+
+
+@pytest.mark.parametrize("number", [16, 200])
+def test_dripping_connections(server: Server, number: int) -> None:
+    """Gunicorn's threads wait for each byte: as many drips as threads, and the others wait too."""
+    dripping = [socket.create_connection(server.address) for _ in range(number)]
+    try:
+        for connection in dripping:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
+        if number < 20:
+            longest = slowest_health(server, 3)
+            assert longest < 1
+        else:
+            with pytest.raises(requests.Timeout):
+                requests.get(f"{server.url}/health", timeout=1)
+            for connection in dripping:
+                connection.close()
+            longest = eventually(lambda: slowest_health(server, 0.1) < 1, 3)
+    finally:
+        for connection in dripping:
+            connection.close()
+    print(f"\n{number} dripping connections: /health {longest:.3f} s")
+
+
+def slowest_health(server: Server, seconds: float) -> float:
+    longest, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.monotonic()
+        assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
+        longest = max(longest, time.monotonic() - start)
+    return longest

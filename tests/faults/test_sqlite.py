@@ -1,0 +1,68 @@
+"""A SQLite file under many writers, killed processes and a full disk."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+from faults.network import Load, eventually
+from server import Server, User
+
+
+def test_16_writers_and_then_everything_killed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/tasks.db"
+    server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="4").wait()
+    with Load(server, clients=16) as load:
+        time.sleep(4)
+        processes = [server.process.pid]
+        processes += [child.pid for child in psutil.Process(server.process.pid).children()]
+        killed = time.monotonic()
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    server.process.wait(5)
+    assert "locked" not in server.log_file.read_text()
+    assert {status for _, end, _, status in load.answers if end < killed} == {200, 201}
+    with closing(sqlite3.connect(tmp_path / "tasks.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    (tmp_path / "again").mkdir()
+    with Server(tmp_path / "again", DATABASE_URL=url) as load.server:
+        load.check("SQLite, 16 writers, kill -9", allowed={200, 201, 0})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a small disk cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_a_503_and_heals(tmp_path: Path, small_disk: Path) -> None:
+    server = Server(tmp_path, DATABASE_URL=f"sqlite:///{small_disk}/tasks.db")
+    with server, User(server.wait(), "ann") as user:
+
+        def create() -> int:
+            return user.post("/tasks", json={"title": "x" * 500}).status_code
+
+        kept = user.create("kept")
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
+        statuses = [create() for _ in range(20)]
+        assert set(statuses[-5:]) == {503}, statuses
+        assert kept in user.tasks()
+        ballast.unlink()
+        took = eventually(lambda: create() == 201, 5)
+        assert len(user.tasks()) == statuses.count(201) + 2
+    print(f"\na full disk: {statuses.count(503)} refused; healed in {took:.2f} s")
+    assert '"level":"error"' not in server.log_file.read_text()
