@@ -1,4 +1,4 @@
-.PHONY: run test lint check-all bench-tokens
+.PHONY: run test faults lint check-all bench-tokens
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -9,12 +9,17 @@ run: .venv/run
 test: .venv/test
 	$(BIN)/python -m pytest
 
+# Every fault, the slow ones too, with what each has counted.
+faults: .venv/test
+	$(BIN)/python -m pytest -m "slow or not slow" -s -q tests/faults
+
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check-all: lint test
+check-all: lint .venv/test
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 bench-tokens: .venv/test
 	$(BIN)/python -m bench.tokens

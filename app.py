@@ -19,8 +19,10 @@ import auth
 import logs
 import models
 import resources
-from database import open_database
+from database import START, TaskDatabase, within
+from postgres import Postgres
 from settings import Settings, read_settings
+from sqlite import Sqlite
 
 VERSION = "1.0.0"
 DESCRIPTION = """\
@@ -151,10 +153,15 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
 
 def connect(settings: Settings) -> None:
     """Bind the models to their database, and bring its schema up to date if it is there."""
-    database = open_database(settings.database_url, settings.threads)
+    database: TaskDatabase
+    if settings.database_url.startswith("sqlite:///"):
+        database = Sqlite(settings.database_url.removeprefix("sqlite:///"), settings.threads)
+    else:
+        database = Postgres(settings.database_url, settings.threads)
     database.bind([models.Task])
     try:
-        database.migrate()
+        with within(START):
+            database.migrate()
     except ServiceUnavailable:
         log.warning("started without the database; its schema is made with the first request")
     finally:

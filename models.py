@@ -21,8 +21,8 @@ from peewee import (
 )
 from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import Answer, Guarded, rfc3339
-from sql import Dialect, Parameter, statement
+from database import Answer, TaskDatabase
+from sql import Dialect, Parameter, rfc3339, statement
 
 MAX_PAGE = 10_000
 NO_SUCH_TASK = "There is no such task."
@@ -206,7 +206,7 @@ def ping() -> None:
 
 def send(query: Callable[..., str], *variant: Any, **values: Any) -> Answer:
     """Send a variant of one of the statements below, with its values."""
-    database: Guarded = Task._meta.database
+    database: TaskDatabase = Task._meta.database
     return database.send(query(database, *variant), values)
 
 

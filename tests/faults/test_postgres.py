@@ -71,6 +71,7 @@ def test_no_database_at_the_start(tmp_path: Path, cluster: Cluster, database: st
     print(f"\nno database: up in {up:.2f} s; the first answer {took:.2f} s after it came")
 
 
+@pytest.mark.slow
 def test_requests_that_are_refused_do_not_lengthen_the_pause(
     server: Server, network: Network
 ) -> None:
@@ -211,10 +212,12 @@ def swallow(server: Server, network: Network, seconds: float, what: str) -> None
     assert load.first_success(back) < 5
 
 
+@pytest.mark.slow
 def test_packets_swallowed_for_20_seconds(server: Server, network: Network) -> None:
     swallow(server, network, 20, "20 s of silence")
 
 
+@pytest.mark.slow
 def test_the_server_behind_pgbouncer_falls_silent(
     tmp_path: Path, cluster: Cluster, database: str, network: Network, pgbouncer: int
 ) -> None:
@@ -225,6 +228,7 @@ def test_the_server_behind_pgbouncer_falls_silent(
     assert '"level":"error"' not in log and PASSWORD not in log
 
 
+@pytest.mark.slow
 def test_everything_works_behind_pgbouncer(
     tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
 ) -> None:
@@ -237,6 +241,7 @@ def test_everything_works_behind_pgbouncer(
     assert PASSWORD not in server.log_file.read_text()
 
 
+@pytest.mark.slow
 def test_200_requests_at_once_on_a_database_that_takes_2_seconds(
     server: Server, cluster: Cluster, database: str, network: Network
 ) -> None:
@@ -293,6 +298,17 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
     assert "encoding is not UTF8" in server.log_file.read_text()
 
 
+def test_a_database_that_is_restored_to_before_its_schema(
+    server: Server, cluster: Cluster, database: str
+) -> None:
+    with User(server, "ann") as user:
+        user.create()
+        cluster.execute("DROP TABLE task, schema_migration", database)
+        eventually(lambda: user.get("/tasks").status_code == 200, 5)
+        assert user.tasks() == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["wrong-password", "no-such-user", "no-such-database"])
 def test_no_word_of_the_password(tmp_path: Path, cluster: Cluster, database: str, url: str) -> None:
     good = cluster.url(database)

@@ -34,8 +34,8 @@ def test_a_stop_under_load(
     network: Network,
     new_connections: bool,
 ) -> None:
-    network.delay = 0.5
     with Load(server, clients=24, new_connections=new_connections) as load:
+        network.delay = 0.5
         time.sleep(1.2)
         stopped = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -62,6 +62,7 @@ def test_a_stop_under_load(
     assert slowest < 3
 
 
+@pytest.mark.slow
 def test_a_reload_under_load(server: Server) -> None:
     before = workers(server)
     with Load(server, clients=12) as load:
@@ -109,6 +110,7 @@ def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path) -> None:
     assert time.monotonic() < deadline
 
 
+@pytest.mark.slow
 def test_200_silent_connections(server: Server) -> None:
     silent = [socket.create_connection(server.address) for _ in range(200)]
     try:
@@ -120,6 +122,7 @@ def test_200_silent_connections(server: Server) -> None:
     assert longest < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [16, 200])
 def test_dripping_connections(server: Server, number: int) -> None:
     """Gunicorn's threads wait for each byte: as many drips as threads, and the others wait too."""

@@ -15,6 +15,7 @@ from faults.network import Load, eventually
 from server import Server, User
 
 
+@pytest.mark.slow
 def test_16_writers_and_then_everything_killed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/tasks.db"
     server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="4").wait()

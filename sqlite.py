@@ -1,0 +1,67 @@
+"""SQLite: a file, for a laptop and for tests."""
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from database import REQUEST, Answer, TaskDatabase, unavailable
+from sql import rfc3339
+
+
+class Sqlite(TaskDatabase, peewee.SqliteDatabase):
+    """One writer at a time, in a queue that is fair, and many readers."""
+
+    def __init__(self, file: str, threads: int) -> None:
+        super().__init__(
+            file,
+            threads=threads,
+            timeout=REQUEST / 2,
+            pragmas={"synchronous": "full"},
+            field_types={"TIMESTAMPTZ": "TEXT"},
+        )
+        self._writing = threading.Lock()
+        self.register_function(later, "later", 2)
+
+    def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
+        # SQLite's own queue of writers is a poll with growing pauses, in which some starve.
+        writes = not sql.startswith("SELECT")
+        if writes and not self._writing.acquire(timeout=REQUEST / 2):
+            raise unavailable("the file is busy")
+        try:
+            return Answer(self.connection().execute(sql, values).fetchall())
+        except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
+            self.close()
+            if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+                raise
+            raise unavailable(error) from error
+        finally:
+            if writes:
+                self._writing.release()
+
+    @contextmanager
+    def _schema_lock(self) -> Iterator[None]:
+        # The folder, not the file: closing a descriptor of the file would drop SQLite's own locks.
+        folder = os.open(Path(self.database).parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self.execute_sql("PRAGMA journal_mode = WAL")
+            yield
+        except peewee.DatabaseError as error:
+            raise unavailable(error) from error
+        finally:
+            os.close(folder)
+
+
+def later(now: str, before: str) -> str:
+    """`now`, or the microsecond after `before` if that is later; all as RFC 3339 text."""
+    if now > before:
+        return now
+    return rfc3339(datetime.fromisoformat(before) + timedelta(microseconds=1))
