@@ -16,7 +16,7 @@ from database import Answer, TaskDatabase, time_left, unavailable, within
 # Seconds, for a connection and for one statement.
 CONNECT, STATEMENT = 5.0, 5.0
 # How often a statement is sent at most, and for how many seconds a dead server is not dialled.
-ATTEMPTS, PAUSE = 4, 0.5
+ATTEMPTS, PAUSE = 10, 0.5
 # Any number will do, as long as every instance takes the same one.
 SCHEMA_LOCK = 0x7461736B
 UUID_OID = 2950

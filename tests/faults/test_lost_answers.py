@@ -1,0 +1,92 @@
+"""PostgreSQL answers, but the answer is lost on its way."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from faults.network import Cluster, Network
+from server import Server, User
+
+
+@pytest.fixture(scope="module")
+def network(cluster: Cluster) -> Iterator[Network]:
+    network = Network(cluster.port)
+    yield network
+    network.close()
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, cluster: Cluster, network: Network
+) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("lost")
+    url = cluster.url(cluster.new_database(), network.port)
+    with Server(folder, DATABASE_URL=url) as server:
+        yield server
+    assert '"level":"error"' not in server.log_file.read_text()
+
+
+@pytest.mark.parametrize(
+    "statement, method, suffix, body, status",
+    [
+        (b"INSERT", "POST", "", {"title": "new"}, 201),
+        (b"UPDATE", "PUT", "/{}", {"title": "new"}, 200),
+        (b"UPDATE", "PATCH", "/{}", {"description": "new"}, 200),
+        (b"UPDATE", "PATCH", "/{}/complete", None, 200),
+        (b"UPDATE", "PATCH", "/{}/complete", {"completed": True}, 200),
+        (b"DELETE", "DELETE", "/{}", None, 200),
+        (b"SELECT", "GET", "/{}", None, 200),
+        (b"SELECT", "GET", "", None, 200),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_an_answer_that_is_lost(
+    server: Server,
+    network: Network,
+    statement: bytes,
+    method: str,
+    suffix: str,
+    body: dict[str, object] | None,
+    status: int,
+    times: int,
+    tagged: bool,
+) -> None:
+    """The server finds out by itself whether the write was made: it has been, once."""
+    with User(server, f"ann-{uuid4()}") as user:
+        created = user.post("/tasks", json={"title": "old"})
+        task = created.json()
+        network.lost = 0
+        network.lose = lambda asked: network.lost < times and statement in asked
+        headers = {"If-Match": created.headers["ETag"]} if tagged and method != "GET" else {}
+        path = "/tasks" + suffix.format(task["id"])
+        answer = user.request(method, path, json=body, headers=headers)
+        network.lose = lambda _: False
+        tasks = user.tasks()
+    assert network.lost == times
+    assert answer.status_code == status, answer.text
+    if method == "POST":
+        assert tasks == [task, answer.json()]
+        assert "Idempotent-Replayed" not in answer.headers
+    elif method == "DELETE":
+        assert tasks == []
+    else:
+        changes = {"completed": True} if "complete" in suffix else body or {}
+        changed = tasks[0]
+        assert changed == task | changes | {"updated_at": changed["updated_at"]}
+        assert answer.json() in (changed, [changed])
+
+
+def test_a_lost_answer_to_a_delete_of_nothing_with_a_tag_that_is_old(
+    server: Server, network: Network
+) -> None:
+    with User(server, "ann") as user:
+        created = user.post("/tasks", json={"title": "old"})
+        path = f"/tasks/{created.json()['id']}"
+        user.patch(path, json={"title": "new"})
+        network.lost = 0
+        network.lose = lambda asked: network.lost < 1 and b"DELETE" in asked
+        answer = user.delete(path, headers={"If-Match": created.headers["ETag"]})
+        assert (answer.status_code, network.lost) == (412, 1)
+        assert user.get(path).status_code == 200
