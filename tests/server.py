@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -139,3 +140,15 @@ def new_database(postgres: str) -> str:
         connection.autocommit = True
         connection.cursor().execute(f"CREATE DATABASE {name}")
     return postgres.replace("/postgres?", f"/{name}?")
+
+
+def change_by_hand(database_url: str, sql: str) -> None:
+    """Send `sql` to the database, past the server."""
+    if database_url.startswith("sqlite:///"):
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
+            connection.execute(sql)
+            connection.commit()
+    else:
+        with closing(psycopg2.connect(database_url)) as connection:
+            connection.cursor().execute(sql)
+            connection.commit()

@@ -1,7 +1,7 @@
 """PUT and PATCH /api/{user_id}/tasks/{task_id}"""
 
 import pytest
-from server import User
+from server import User, change_by_hand
 
 both = pytest.mark.parametrize("method", ["PUT", "PATCH"])
 
@@ -45,6 +45,19 @@ def test_setting_the_same_value_is_a_change(user: User, method: str) -> None:
     response = user.request(method, f"/tasks/{created.json()['id']}", json={"title": "Old"})
     assert response.json()["updated_at"] > created.json()["updated_at"]
     assert response.headers["ETag"] != created.headers["ETag"]
+
+
+@pytest.mark.parametrize("suffix", ["", "/complete"])
+def test_the_time_moves_on_where_another_clock_is_ahead(
+    user: User, database_url: str, suffix: str
+) -> None:
+    path = f"/tasks/{user.create()['id']}"
+    ahead = "2999-12-31T23:59:59.999999Z"
+    sql = f"UPDATE task SET updated_at = '{ahead}' WHERE user_id = '{user.name}'"
+    change_by_hand(database_url, sql)
+    answers = [user.patch(path + suffix, json={"completed": True}) for _ in range(2)]
+    moments = [answer.json()["updated_at"] for answer in answers]
+    assert moments == ["3000-01-01T00:00:00.000000Z", "3000-01-01T00:00:00.000001Z"]
 
 
 @both

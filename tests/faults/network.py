@@ -92,9 +92,14 @@ class Network:
         self.lose: Callable[[bytes], bool] = lambda _: False
         self.lost = 0
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._forgotten: set[tuple[socket.socket, socket.socket]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def forget(self) -> None:
+        """Swallow what is sent over the connections there are, as a router that lost its state."""
+        self._forgotten |= self._pairs
 
     def cut(self) -> None:
         for pair in list(self._pairs):
@@ -148,7 +153,7 @@ class Network:
         from_client = source is pair[0]
         with suppress(OSError, ValueError):
             while data := source.recv(65536):
-                while self.swallows:
+                while self.swallows or (pair in self._forgotten and pair in self._pairs):
                     time.sleep(0.05)
                 if from_client:
                     asked[0] = data

@@ -46,6 +46,15 @@ def watched_health(server: Server, going: Callable[[], bool]) -> float:
     return longest
 
 
+def test_a_connection_that_was_cut_while_idle_is_not_used(server: Server, cluster: Cluster) -> None:
+    """Else a DELETE would be sent twice, and its 404 be taken for work that was done."""
+    with User(server, "ann") as user, ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: user.get("/tasks"), range(64)))
+        for _ in range(5):
+            cluster.execute(KILL)
+            assert user.delete(f"/tasks/{uuid4()}").status_code == 404
+
+
 def test_no_database_at_the_start(tmp_path: Path, cluster: Cluster, database: str) -> None:
     cluster.stop("immediate")
     began = time.monotonic()
@@ -151,6 +160,30 @@ def swallow(server: Server, network: Network, seconds: float, what: str) -> None
 @pytest.mark.slow
 def test_packets_swallowed_for_20_seconds(server: Server, network: Network) -> None:
     swallow(server, network, 20, "20 s of silence")
+
+
+@pytest.mark.slow
+def test_a_router_that_forgets_the_connections_is_met_once(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """The first thread that waits in vain tells the others not to trust their old connections."""
+    url = cluster.url(database, network.port)
+    server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1")
+    with server, User(server.wait(), "ann") as user, ThreadPoolExecutor(16) as pool:
+        task = user.create()
+
+        def ask(_: int) -> float:
+            start = time.monotonic()
+            path = f"{user.base}/tasks/{task['id']}/complete"
+            assert requests.patch(path, json={"completed": True}, timeout=20).status_code == 200
+            return time.monotonic() - start
+
+        list(pool.map(ask, range(200)))
+        network.forget()
+        first, then = ask(0), list(pool.map(ask, range(200)))
+    print(f"\na router forgets: {first:.2f} s for the first, then {max(then):.2f} s at most")
+    assert first < 6
+    assert max(then) < 1
 
 
 @pytest.mark.slow
