@@ -41,7 +41,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         if reuse_if_open and not self.is_closed():
             return False
         if monotonic() < self._paused_until:
-            raise Paused("the server did not answer a moment ago")
+            raise psycopg2.OperationalError("the server could not be reached a moment ago")
         try:
             with within(CONNECT):
                 connection = psycopg2.connect(
@@ -76,8 +76,6 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 with within(STATEMENT), connection.cursor() as cursor:
                     cursor.execute(sql, values)
                     return Answer(cursor.fetchall(), resent=sent)
-            except Paused as error:
-                raise unavailable(error) from error
             except psycopg2.Error as error:
                 failure = error
                 if connection is None or is_lost(connection, error):
@@ -123,10 +121,6 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         except (peewee.OperationalError, peewee.InterfaceError) as error:
             self._drop()
             raise unavailable(error) from error
-
-
-class Paused(psycopg2.OperationalError):
-    """The server is not dialled at the moment, since a moment ago it could not be reached."""
 
 
 class DeadlinePassed(psycopg2.OperationalError):

@@ -20,6 +20,15 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_server_is_left_behind() -> Iterator[None]:
+    """Stop what a test that failed did not come to stop."""
+    yield
+    for server in Server.started:
+        if server.process.poll() is None:
+            server.stop()
+
+
 @pytest.fixture(scope="session")
 def postgres(folder: Path) -> Iterator[str]:
     """The URL of a PostgreSQL 18 that lives as long as the tests."""

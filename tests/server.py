@@ -10,7 +10,7 @@ import time
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import psutil
@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 
 class Server:
     """gunicorn as the Procfile starts it, in an empty folder, on a free port of 127.0.0.1."""
+
+    started: ClassVar[list["Server"]] = []
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=inherited | environment, stdout=log, stderr=log
             )
+        self.started.append(self)
 
     def wait(self) -> "Server":
         """Return when it answers. Fails with its log when it stops or takes 10 seconds."""

@@ -5,13 +5,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg2
 import pytest
 import requests
 from faults.network import PASSWORD, Cluster, Load, Network, eventually
 from server import Server, User
+
+from postgres import SCHEMA_LOCK
 
 KILL = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -244,6 +248,19 @@ def test_200_requests_at_once_on_a_database_that_takes_2_seconds(
     assert all(after for status, _, after in answers if status == 503)
     assert longest < 15
     assert most[0] <= 2 * 20
+
+
+def test_the_schema_is_made_by_one_process_at_a_time(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    with closing(psycopg2.connect(cluster.url(database))) as first:
+        first.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+        with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
+            assert requests.get(f"{server.url}/ready").status_code == 503
+            tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+            assert cluster.execute(tables, database) == []
+            first.rollback()
+            eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 5)
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])

@@ -1,5 +1,6 @@
 """A SQLite file under many writers, killed processes and a full disk."""
 
+import fcntl
 import os
 import signal
 import sqlite3
@@ -35,6 +36,18 @@ def test_16_writers_and_then_everything_killed(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     with Server(tmp_path / "again", DATABASE_URL=url) as load.server:
         load.check("SQLite, 16 writers, kill -9", allowed={200, 201, 0})
+
+
+def test_the_schema_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    server = Server(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/tasks.db")
+    eventually(lambda: server.log_file.read_text().count("Booting") == 2, 5)
+    time.sleep(1)
+    assert not (tmp_path / "tasks.db").exists()
+    os.close(folder)
+    with server, User(server.wait(), "ann") as user:
+        user.create()
 
 
 @pytest.fixture
