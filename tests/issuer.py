@@ -57,7 +57,8 @@ class Issuer:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def publish(self, *keys: Key) -> None:
-        self.say(json.dumps({"keys": [key.jwk for key in keys]}).encode())
+        self.document = json.dumps({"keys": [key.jwk for key in keys]}).encode()
+        self.say(self.document)
 
     def say(self, body: bytes, status: str = "200 OK", headers: str = "") -> None:
         head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"

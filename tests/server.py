@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,8 +80,9 @@ class Server:
     def send(self, request: bytes, timeout: float = 5) -> tuple[int, dict[str, str], bytes]:
         """Send bytes as they are, close our side, and read the first answer to the end."""
         with socket.create_connection(self.address, timeout=timeout) as connection:
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # It may have answered and closed before it had read all.
+                connection.sendall(request)
+                connection.shutdown(socket.SHUT_WR)
             answer = b""
             while piece := connection.recv(65536):
                 answer += piece

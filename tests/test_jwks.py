@@ -59,9 +59,9 @@ def wrong(issuer: Issuer, how: str, elsewhere: Issuer) -> None:
     elif how == "dripping":
         issuer.drip = 0.2
     elif how == "a redirect":
-        issuer.say(b"", "302 Found", f"Location: {elsewhere.url}\r\n")
+        issuer.say(elsewhere.document, "302 Found", f"Location: {elsewhere.url}\r\n")
     elif how == "an error":
-        issuer.say(b'{"keys": []}', "500 Internal Server Error")
+        issuer.say(elsewhere.document, "500 Internal Server Error")
     elif how == "HTML":
         issuer.say(HTML, headers="Content-Type: text/html\r\n")
     elif how == "cut short":
@@ -105,6 +105,7 @@ def test_a_known_key_is_used_while_the_issuer_is_wrong(
             assert time.monotonic() - start < 0.1
         assert eventually(lambda: f"{issuer.url} could not be fetched" in caplog.text)
     assert keys.find("old")
+    assert keys.find("evil") is None
     assert how == "gone" or issuer.requests > asked
     assert elsewhere.requests == 0
     elsewhere.close()
