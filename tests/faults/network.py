@@ -97,6 +97,10 @@ class Network:
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def connections(self) -> int:
+        return len(self._pairs)
+
     def forget(self) -> None:
         """Swallow what is sent over the connections there are, as a router that lost its state."""
         self._forgotten |= self._pairs
@@ -112,11 +116,11 @@ class Network:
         self.cut()
 
     def _close(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        self._pairs.discard(pair)
         for end in pair:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+        self._pairs.discard(pair)
 
     def _accept(self) -> None:
         while True:

@@ -50,12 +50,15 @@ def watched_health(server: Server, going: Callable[[], bool]) -> float:
     return longest
 
 
-def test_a_connection_that_was_cut_while_idle_is_not_used(server: Server, cluster: Cluster) -> None:
+def test_a_connection_that_was_cut_while_idle_is_not_used(
+    server: Server, cluster: Cluster, network: Network
+) -> None:
     """Else a DELETE would be sent twice, and its 404 be taken for work that was done."""
     with User(server, "ann") as user, ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: user.get("/tasks"), range(64)))
         for _ in range(5):
             cluster.execute(KILL)
+            eventually(lambda: network.connections == 0, 5)
             assert user.delete(f"/tasks/{uuid4()}").status_code == 404
 
 
