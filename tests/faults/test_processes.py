@@ -34,7 +34,7 @@ def test_a_stop_under_load(
     network: Network,
     new_connections: bool,
 ) -> None:
-    with Load(server, clients=24, new_connections=new_connections) as load:
+    with Load(server, clients=16, new_connections=new_connections) as load:
         network.delay = 0.5
         time.sleep(1.2)
         stopped = time.monotonic()
