@@ -14,8 +14,8 @@ from playhouse.migrations import Runner
 from werkzeug.exceptions import ServiceUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# Seconds: for a place among the threads that may use the database, for all that a request does
-# there, and for what the start does.
+# Seconds: for a place among the threads that may use the database when none gets free, for all
+# that a request does there, and for what the start does.
 PLACE, REQUEST, START = 0.25, 8.0, 4.0
 # Threads that stay out of the database, so that /health is answered while it hangs.
 RESERVE = 4
@@ -39,6 +39,7 @@ class TaskDatabase(peewee.Database):
         self._places = threading.BoundedSemaphore(max(1, threads - RESERVE))
         self._migrating = threading.Lock()
         self._migrated = False
+        self._left_at = 0.0
 
     def send(self, sql: str, values: Mapping[str, Any]) -> Answer:
         """Send one statement, in autocommit, with `values` for its named parameters.
@@ -46,15 +47,21 @@ class TaskDatabase(peewee.Database):
         Raises ServiceUnavailable when the database cannot be reached in time. A statement that
         writes may be sent more than once: it has to be one that happens once all the same.
         """
-        if not self._places.acquire(timeout=PLACE):
-            raise unavailable("every connection is busy")
-        try:
-            with within(REQUEST):
+        with within(REQUEST):
+            self._enter()
+            try:
                 if not self._migrated:
                     self.migrate()
                 return self._send(sql, values)
-        finally:
-            self._places.release()
+            finally:
+                self._left_at = monotonic()
+                self._places.release()
+
+    def _enter(self) -> None:
+        """Wait for a place, but only while others leave theirs: else all threads hang here."""
+        while not self._places.acquire(timeout=PLACE):
+            if monotonic() - self._left_at > PLACE or not time_left():
+                raise unavailable("every connection is busy")
 
     def migrate(self) -> None:
         """Apply the migrations that this database has not seen. Raises ServiceUnavailable."""
