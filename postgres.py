@@ -4,7 +4,8 @@ import math
 import select
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from time import monotonic
+from random import random
+from time import monotonic, sleep
 from typing import Any
 
 import peewee
@@ -17,6 +18,8 @@ from database import Answer, TaskDatabase, time_left, unavailable, within
 CONNECT, STATEMENT = 5.0, 5.0
 # How often a statement is sent at most, and for how many seconds a dead server is not dialled.
 ATTEMPTS, PAUSE = 10, 0.5
+# Seconds at most until a statement that met another one, in a stricter isolation, is sent again.
+ROLLED_BACK = 0.05
 # Any number will do, as long as every instance takes the same one.
 SCHEMA_LOCK = 0x7461736B
 UUID_OID = 2950
@@ -81,11 +84,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 if connection is None or is_lost(connection, error):
                     sent = sent or connection is not None
                     self._drop()
-                elif not isinstance(error, errors.TransactionRollback):
-                    # Somebody has restored the database to a time before its schema.
+                elif isinstance(error, extensions.TransactionRollbackError):
+                    sleep(random() * ROLLED_BACK)
+                elif is_passing(error):
+                    # Somebody may have restored the database to a time before its schema.
                     self._migrated &= not isinstance(error, errors.UndefinedTable)
-                    if is_passing(error):
-                        raise unavailable(error) from error
+                    raise unavailable(error) from error
+                else:
                     raise
         raise unavailable(failure) from failure
 
