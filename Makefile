@@ -1,4 +1,4 @@
-.PHONY: run test faults lint check-all bench-tokens
+.PHONY: run test faults lint check-all bench bench-tokens
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -20,6 +20,15 @@ lint: .venv/test
 
 check-all: lint .venv/test
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# Needs wrk, from Debian's packages; takes five minutes.
+bench: .venv/test .venv-peers/installed
+	PYTHONPATH=.:tests $(BIN)/python -m bench.run
+
+.venv-peers/installed: bench/peers/requirements.txt requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r bench/peers/requirements.txt
+	@touch $@
 
 bench-tokens: .venv/test
 	$(BIN)/python -m bench.tokens

@@ -13,7 +13,8 @@ settings = read_settings()
 bind = f"{settings.host}:{settings.port}"
 workers = settings.workers
 threads = settings.threads
-worker_class = "gthread"
+worker_class = "gthread"  # A request spends most of its time waiting for the database.
+timeout = 30  # Only for the heartbeat of a worker; what a request waits for is bounded in itself.
 logger_class = logs.ServerLogger
 loglevel = settings.log_level.lower()
 keepalive = 65  # Longer than the routers of platforms keep theirs, or they meet a closed one.
@@ -22,6 +23,8 @@ graceful_timeout = 9  # Longer than the longest request, shorter than the shorte
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.
 limit_request_line = 8190  # The most that Gunicorn has; a search or a cursor can be long.
+# Whose X-Forwarded-Proto is believed; platforms say so in the environment.
+forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1,::1")
 forwarder_headers = ""  # A SCRIPT_NAME from outside would move the routes.
 control_socket_disable = True  # Nobody asks it, and it is a file in a home that may not be there.
 
