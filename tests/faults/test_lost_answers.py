@@ -64,6 +64,7 @@ def test_an_answer_that_is_lost(
         answer = user.request(method, path, json=body, headers=headers)
         network.lose = lambda _: False
         tasks = user.tasks()
+    print(f"\n{method} {suffix}: {network.lost} answers lost, then {answer.status_code}")
     assert network.lost == times
     assert answer.status_code == status, answer.text
     if method == "POST":
