@@ -102,4 +102,4 @@ def time_left() -> float:
 def unavailable(reason: object) -> ServiceUnavailable:
     """The 503 for `reason`, which goes to the log and not to the client."""
     log.warning("database unavailable: %s", str(reason).strip().partition("\n")[0])
-    return ServiceUnavailable("The database cannot be reached. Try again soon.", retry_after=1)
+    return ServiceUnavailable(retry_after=1)
