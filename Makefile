@@ -1,4 +1,4 @@
-.PHONY: run test faults lint check-all bench bench-tokens
+.PHONY: run test faults lint check-all tools bench bench-tokens
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -18,8 +18,12 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check-all: lint .venv/test
+# Every test, also those that need PgBouncer, Chromium or Node.js; installs what is missing.
+check-all: tools lint
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+tools:
+	.ci/install
 
 # Needs wrk, from Debian's packages; takes five minutes.
 bench: .venv/test .venv-peers/installed
