@@ -1,7 +1,7 @@
 """The application: its parts, wired. Served by `gunicorn 'app:create_app()'`."""
 
 import logging
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import flask_swagger_ui
 import orjson
 from flask import Blueprint, Flask, Response, jsonify, redirect, render_template, request
 from flask.json.provider import JSONProvider
-from flask_cors import CORS
 from werkzeug.exceptions import NotFound, ServiceUnavailable
 from werkzeug.wrappers import Response as BaseResponse
 
 import api
 import auth
+import cors
 import logs
 import models
 import resources
@@ -49,13 +49,18 @@ service = api.Blueprint("service", __name__, description="Is it there, and can i
 
 
 class Application(Flask):
-    """Flask, with every path the same with and without a slash at its end."""
+    """Flask, with every path the same with and without a slash at its end, and every request
+    in the log."""
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
         path = environ["PATH_INFO"]
         if path.endswith("/") and path != "/":
             environ["PATH_INFO"] = path[:-1]
-        return super().wsgi_app(environ, start_response)
+        return super().wsgi_app(environ, logs.logged(environ, start_response))
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """All of them are; Flask would find that out a dozen times a request."""
+        return func
 
 
 class OrjsonProvider(JSONProvider):
@@ -99,11 +104,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
-    logs.log_requests(app)
     app.before_request(refuse_undecodable_path)
     register_api(app)
     app.register_blueprint(docs)
-    allow_origins(app, settings.cors_origins)
+    cors.allow_origins(app, settings.cors_origins)
     connect(settings)
     add_commands(app, settings)
     return app
@@ -116,39 +120,6 @@ def register_api(app: Flask) -> None:
         smorest.register_converter(converter, lambda converter: converter.schema)
     smorest.register_blueprint(resources.tasks, parameters=resources.PATH_PARAMETERS)
     smorest.register_blueprint(service)
-
-
-def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
-    """Let the pages of these origins read the API's answers, errors included."""
-    anyone = origins == ("*",)
-    CORS(
-        app,
-        resources="/api/.*",
-        # As patterns, since the brackets of an IPv6 address would be taken for one.
-        origins="*" if anyone else [re.compile(re.escape(origin) + r"\Z") for origin in origins],
-        send_wildcard=anyone,
-        supports_credentials=not anyone,
-        always_send=False,
-        methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", *api.REQUEST_HEADERS],
-        expose_headers=[
-            "ETag",
-            "Idempotent-Replayed",
-            "Link",
-            "Location",
-            "Retry-After",
-            "X-Request-ID",
-        ],
-        max_age=7200,
-        vary_header=False,
-        intercept_exceptions=False,
-    )
-
-    @app.after_request
-    def vary(response: Response) -> Response:
-        if not anyone and request.path.startswith("/api/"):
-            response.headers.add("Vary", "Origin")
-        return response
 
 
 def connect(settings: Settings) -> None:

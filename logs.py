@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import orjson
-from flask import Flask, Response, g, has_request_context, request
+from flask import has_request_context, request
 from gunicorn.glogging import Logger
 
 SAFE_ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
@@ -67,31 +67,30 @@ def configure(level: str) -> None:
 
 
 def request_id() -> str:
-    """The id of the current request: the client's `X-Request-ID` if it is a safe one, or ours."""
-    if "request_id" not in g:
-        given = request.headers.get("X-Request-ID", "")
-        g.request_id = given if SAFE_ID.fullmatch(given) else secrets.token_hex(16)
-    return str(g.request_id)
+    """The id of the current request."""
+    return str(request.environ["request_id"])
 
 
-def log_requests(app: Flask) -> None:
-    """Write one line per request, and name the request's id in every answer.
+def logged(environ: Any, start_response: Any) -> Any:
+    """`start_response` for this request, which names its id to the client and writes its line.
 
-    The line has the path without its query, and neither headers nor body: no token, no content.
+    The id is the client's `X-Request-ID` if that is a safe one. The line has the path without its
+    query, and neither headers nor body: no token, no content.
     """
+    started = perf_counter()
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    environ["request_id"] = given if SAFE_ID.fullmatch(given) else secrets.token_hex(16)
 
-    @app.before_request
-    def start() -> None:
-        g.started = perf_counter()
-
-    @app.after_request
-    def finish(response: Response) -> Response:
-        response.headers["X-Request-ID"] = request_id()
+    def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+        headers.append(("X-Request-ID", environ["request_id"]))
+        path = environ["PATH_INFO"]
         fields = {
-            "method": request.method,
-            "path": request.path,
-            "status": response.status_code,
-            "ms": round((perf_counter() - g.started) * 1000, 1),
+            "method": environ["REQUEST_METHOD"],
+            "path": path if path.isascii() else path.encode("latin-1").decode(errors="replace"),
+            "status": int(status[:3]),
+            "ms": round((perf_counter() - started) * 1000, 1),
         }
         log.info("request", extra={"fields": fields})
-        return response
+        return start_response(status, headers, *error)
+
+    return start
