@@ -2,6 +2,7 @@
 
 import logging
 import logging.config
+import os
 import re
 import secrets
 from datetime import UTC, datetime
@@ -52,14 +53,30 @@ class ServerLogger(Logger):
         """Nothing, also where a platform asks for Gunicorn's own with `--access-logfile`."""
 
 
+class StandardError(logging.Handler):
+    """Writes a line in one call, for which no thread has to wait for another one."""
+
+    def createLock(self) -> None:
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(2, f"{self.format(record)}\n".encode())
+        except Exception:
+            self.handleError(record)
+
+
 def configure(level: str) -> None:
     """Send every record of the process to the standard error stream."""
+    # What no line shows need not be found out. https://docs.python.org/3/howto/logging.html
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"lines": {"()": JsonLines}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+            "handlers": {"stderr": {"()": StandardError, "formatter": "lines"}},
             "root": {"handlers": ["stderr"], "level": "WARNING"},
             "loggers": {"tasks": {"level": level}},
         }

@@ -1,7 +1,6 @@
 """The task, and every statement that is ever sent."""
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
@@ -22,7 +21,7 @@ from peewee import (
 from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
 
 from database import Answer, TaskDatabase
-from sql import Dialect, Parameter, rfc3339, statement
+from sql import Dialect, Parameter, statement
 
 MAX_PAGE = 10_000
 NO_SUCH_TASK = "There is no such task."
@@ -122,15 +121,13 @@ def create_task(
     Raises UnprocessableEntity if that one is untouched and differs from what is asked for.
     """
     content = {"title": title, "description": description, "completed": completed}
-    now, revision = stamp()
+    revision = str(uuid4())
     created = tagged(
         send(
             insert,
             user_id=user_id,
             id=str(uuid5(uuid5(KEYS, user_id), key) if key else uuid4()),
             **with_folded(content),
-            created_at=now,
-            updated_at=now,
             revision=revision,
         ).rows[0]
     )
@@ -167,7 +164,6 @@ def update_task(
         if expected is not None and found.revision not in expected:
             raise PreconditionFailed()
         return found
-    now, revision = stamp()
     revisions = named(expected)
     answer = send(
         update,
@@ -176,8 +172,7 @@ def update_task(
         tuple(revisions),
         user_id=user_id,
         id=task_id,
-        updated_at=now,
-        revision=revision,
+        revision=str(uuid4()),
         **with_folded(changes),
         **revisions,
     )
@@ -224,11 +219,6 @@ def tagged(row: tuple[Any, ...]) -> Tagged:
     return Tagged(task, row[7])
 
 
-def stamp() -> tuple[str, str]:
-    """What every write leaves on its row: the time, and a new revision."""
-    return rfc3339(datetime.now(UTC)), str(uuid4())
-
-
 def with_folded(changes: dict[str, Any]) -> dict[str, Any]:
     """`changes` and what follows from them for sorting and searching."""
     values = dict(changes)
@@ -258,11 +248,11 @@ def text_of(field: TimestampField) -> Dialect:
     return Dialect(postgres=SQL(text), sqlite=field)
 
 
-def later(now: Parameter, before: TimestampField) -> Dialect:
-    """`now`, but always after `before`: who comes second may have looked at the clock first."""
+def later(before: TimestampField) -> Dialect:
+    """Now, but always after `before`: who comes second may have looked at the clock first."""
     return Dialect(
-        postgres=fn.greatest(now, before + SQL("interval '1 microsecond'")),
-        sqlite=fn.later(now, before),
+        postgres=fn.greatest(NOW, before + SQL("interval '1 microsecond'")),
+        sqlite=fn.later(NOW, before),
     )
 
 
@@ -273,6 +263,8 @@ def contains(text: TextField, part: Parameter) -> Dialect:
     )
 
 
+# The database's clock, which all instances share.
+NOW = Dialect(postgres=fn.now(), sqlite=Parameter("now"))
 COLUMNS = (
     Task.id,
     Task.user_id,
@@ -317,8 +309,9 @@ def select_page(filtered: bool, searched: bool, sort: str, order: str, continued
 @statement
 def insert() -> Node:
     """If the id is taken, the row that has it comes back as it is."""
+    row: dict[Field, Node] = {field: Parameter(field.name) for field in Task._meta.sorted_fields}
     return (
-        Task.insert({field: Parameter(field.name) for field in Task._meta.sorted_fields})
+        Task.insert(row | {Task.created_at: NOW, Task.updated_at: NOW})
         .on_conflict(conflict_target=[Task.user_id, Task.id], update={Task.id: Task.id})
         .returning(*COLUMNS)
     )
@@ -329,7 +322,7 @@ def update(names: tuple[str, ...], flips: bool, expected: tuple[str, ...]) -> No
     """If the row has the new revision already, this has been here before: no second flip."""
     fields = with_folded(dict.fromkeys(names, ""))
     changes: dict[Field, Node] = {Task._meta.fields[name]: Parameter(name) for name in fields}
-    changes[Task.updated_at] = later(Parameter("updated_at"), Task.updated_at)
+    changes[Task.updated_at] = later(Task.updated_at)
     changes[Task.revision] = Parameter("revision")
     if flips:
         mine = Task.revision == Parameter("revision")

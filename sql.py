@@ -1,7 +1,6 @@
 """Peewee queries as SQL with named parameters, compiled once."""
 
 from collections.abc import Callable
-from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -48,8 +47,3 @@ def statement(build: Callable[..., Node]) -> Callable[..., str]:
         return str(sql)
 
     return compiled
-
-
-def rfc3339(moment: datetime) -> str:
-    """The text of a moment in UTC, to the microsecond (RFC 3339, section 5.6)."""
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

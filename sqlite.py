@@ -6,14 +6,13 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import peewee
 
 from database import REQUEST, Answer, TaskDatabase, unavailable
-from sql import rfc3339
 
 
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
@@ -36,7 +35,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         if writes and not self._writing.acquire(timeout=REQUEST / 2):
             raise unavailable("the file is busy")
         try:
-            return Answer(self.connection().execute(sql, values).fetchall())
+            named = {**values, "now": rfc3339(datetime.now(UTC))}
+            return Answer(self.connection().execute(sql, named).fetchall())
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             self.close()
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
@@ -65,3 +65,8 @@ def later(now: str, before: str) -> str:
     if now > before:
         return now
     return rfc3339(datetime.fromisoformat(before) + timedelta(microseconds=1))
+
+
+def rfc3339(moment: datetime) -> str:
+    """The text of a moment in UTC, to the microsecond (RFC 3339, section 5.6)."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
