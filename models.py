@@ -100,7 +100,7 @@ def list_tasks(
         id=cursor and cursor.id,
         limit=limit + 1,
     ).rows
-    tasks = [tagged(row).task for row in rows[:limit]]
+    tasks = [shown(row) for row in rows[:limit]]
     if len(rows) <= limit:
         return tasks, None
     last = tasks[-1]
@@ -205,9 +205,9 @@ def send(query: Callable[..., str], *variant: Any, **values: Any) -> Answer:
     return database.send(query(database, *variant), values)
 
 
-def tagged(row: tuple[Any, ...]) -> Tagged:
+def shown(row: tuple[Any, ...]) -> dict[str, Any]:
     """The row of COLUMNS as the API shows it."""
-    task = {
+    return {
         "id": row[0],
         "user_id": row[1],
         "title": row[2],
@@ -216,7 +216,10 @@ def tagged(row: tuple[Any, ...]) -> Tagged:
         "created_at": row[5],
         "updated_at": row[6],
     }
-    return Tagged(task, row[7])
+
+
+def tagged(row: tuple[Any, ...]) -> Tagged:
+    return Tagged(shown(row), row[7])
 
 
 def with_folded(changes: dict[str, Any]) -> dict[str, Any]:
