@@ -21,10 +21,9 @@ import models
 import resources
 from database import START, TaskDatabase, within
 from postgres import Postgres
-from settings import Settings, read_settings
+from settings import VERSION, Settings, read_settings
 from sqlite import Sqlite
 
-VERSION = "1.0.0"
 DESCRIPTION = """\
 Every user has a list of tasks. The path names the user, who sees these tasks and no others.
 
@@ -108,8 +107,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     register_api(app)
     app.register_blueprint(docs)
     cors.allow_origins(app, settings.cors_origins)
-    connect(settings)
-    add_commands(app, settings)
+    database = connect(settings)
+    add_commands(app, settings, database)
     return app
 
 
@@ -122,24 +121,30 @@ def register_api(app: Flask) -> None:
     smorest.register_blueprint(service)
 
 
-def connect(settings: Settings) -> None:
-    """Bind the models to their database, and bring its schema up to date if it is there."""
+def connect(settings: Settings) -> TaskDatabase:
+    """Bind the models to their database, and bring its schema up to date if it is there.
+
+    Not for a command: few need a database. `flask run` does it with the first request.
+    """
     database: TaskDatabase
     if settings.database_url.startswith("sqlite:///"):
         database = Sqlite(settings.database_url.removeprefix("sqlite:///"), settings.threads)
     else:
         database = Postgres(settings.database_url, settings.threads)
     database.bind([models.Task])
-    try:
-        with within(START):
-            database.migrate()
-    except ServiceUnavailable:
-        log.warning("started without the database; its schema is made with the first request")
-    finally:
-        database.close()
+    if not click.get_current_context(silent=True):
+        try:
+            with within(START):
+                for name in database.migrate():
+                    log.info("applied the migration %s", name)
+        except ServiceUnavailable:
+            log.warning("started without the database; its schema is made with the first request")
+        finally:
+            database.close()
+    return database
 
 
-def add_commands(app: Flask, settings: Settings) -> None:
+def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None:
     """What `flask --app app` can do besides serving."""
 
     @app.cli.command("token")
@@ -151,6 +156,20 @@ def add_commands(app: Flask, settings: Settings) -> None:
             click.echo(auth.issue_token(settings, user, days))
         except ValueError as error:
             raise click.ClickException(str(error)) from error
+
+    @app.cli.command("migrate")
+    def migrate() -> None:
+        """Bring the database's schema up to date, as the server does when it starts."""
+        logs.configure("ERROR")  # The one line below says it all.
+        try:
+            with within(START):
+                names = database.migrate()
+        except ServiceUnavailable as error:
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise click.ClickException(f"the database cannot be reached: {reason}") from error
+        finally:
+            database.close()
+        click.echo("\n".join(f"applied {name}" for name in names) or "nothing to do")
 
 
 def refuse_undecodable_path() -> None:

@@ -63,15 +63,20 @@ class TaskDatabase(peewee.Database):
             if monotonic() - self._left_at > PLACE or not time_left():
                 raise unavailable("every connection is busy")
 
-    def migrate(self) -> None:
-        """Apply the migrations that this database has not seen. Raises ServiceUnavailable."""
+    def migrate(self) -> list[str]:
+        """Apply the migrations that this database has not seen, and name them.
+
+        Raises ServiceUnavailable.
+        """
         if not self._migrating.acquire(timeout=START):
             raise unavailable("the schema is being made")
         try:
-            if not self._migrated:
-                with self._schema_lock():
-                    Runner(self, str(MIGRATIONS)).up()
-                self._migrated = True
+            if self._migrated:
+                return []
+            with self._schema_lock():
+                names: list[str] = Runner(self, str(MIGRATIONS)).up()
+            self._migrated = True
+            return names
         finally:
             self._migrating.release()
 

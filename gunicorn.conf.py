@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 import logs
-from settings import read_settings
+from settings import VERSION, read_settings
 
 settings = read_settings()
 
@@ -30,8 +30,10 @@ control_socket_disable = True  # Nobody asks it, and it is a file in a home that
 
 
 def when_ready(server: Any) -> None:
+    addresses = [str(listener) for listener in server.LISTENERS]
+    fields = logs.summary(settings, addresses)
+    server.log.info("Task API %s started", VERSION, extra={"fields": fields})
     for listener in server.LISTENERS:
-        server.log.info("The docs page is at %s/docs", listener)
         if hasattr(socket, "TCP_DEFER_ACCEPT"):
             # Whoever connects and says nothing would hold a thread for five seconds.
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)

@@ -1,4 +1,4 @@
-"""What an operator reads: one JSON line for each request and each event."""
+"""What an operator reads: one line for each request and each event, as JSON or in colours."""
 
 import logging
 import logging.config
@@ -7,13 +7,23 @@ import re
 import secrets
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 from flask import has_request_context, request
 from gunicorn.glogging import Logger
+from psycopg2.extensions import parse_dsn
+
+from settings import Settings
 
 SAFE_ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
+# What Gunicorn says at the start, and the summary below says better.
+SAID_ALREADY = ("Starting gunicorn", "Listening at", "Using worker")
+EVERY_ADDRESS = re.compile(r"http://(?:0\.0\.0\.0|\[::\]):(\d+)")
+# Select Graphic Rendition (ECMA-48, section 8.3.117).
+DIM, RED, GREEN, YELLOW, CYAN = 2, 31, 32, 33, 36
+LEVELS = {"WARNING": YELLOW, "ERROR": RED, "CRITICAL": RED}
+STATUSES = {2: GREEN, 3: CYAN, 4: YELLOW, 5: RED}
 
 log = logging.getLogger("tasks.request")
 
@@ -35,13 +45,37 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, option=orjson.OPT_UTC_Z, default=repr).decode()
 
 
+class Terminal(logging.Formatter):
+    """A log record for a person: in colours, unless NO_COLOR (https://no-color.org) is set."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = dict(getattr(record, "fields", {}))
+        words = printable(record.getMessage())
+        if "status" in fields:
+            status = paint(fields["status"], STATUSES.get(fields["status"] // 100, RED))
+            words = f"{fields['method']} {printable(fields['path'])} {status} {fields['ms']} ms"
+            fields.clear()
+        if has_request_context():
+            words += paint(f"  {request_id()[:8]}", DIM)
+        time = paint(datetime.fromtimestamp(record.created).strftime("%H:%M:%S"), DIM)
+        level = paint(f"{record.levelname.lower():7}", LEVELS.get(record.levelname))
+        lines = [f"{name:9} {printable(str(value))}" for name, value in fields.items()]
+        if record.exc_info:
+            lines += map(printable, self.formatException(record.exc_info).split("\n"))
+        return "\n         ".join([f"{time} {level} {words}", *lines])
+
+
 class ServerLogger(Logger):
     """Gunicorn's log in the same shape. It has no line per request: the application writes that."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
         for handler in self.error_log.handlers:
-            handler.setFormatter(JsonLines())
+            handler.setFormatter(formatter(getattr(handler, "stream", None)))
+
+    def info(self, msg: object, *args: Any, **kwargs: Any) -> None:
+        if not str(msg).startswith(SAID_ALREADY):
+            super().info(msg, *args, **kwargs)
 
     def warning(self, msg: object, *args: Any, **kwargs: Any) -> None:
         """Without the words of a request that is not HTTP: they may hold a token."""
@@ -75,12 +109,57 @@ def configure(level: str) -> None:
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {"lines": {"()": JsonLines}},
+            "formatters": {"lines": {"()": formatter, "stream": "ext://sys.stderr"}},
             "handlers": {"stderr": {"()": StandardError, "formatter": "lines"}},
             "root": {"handlers": ["stderr"], "level": "WARNING"},
-            "loggers": {"tasks": {"level": level}},
+            "loggers": {
+                "tasks": {"level": level},
+                # `flask run` says where it listens; its line per request would hold the query.
+                "werkzeug": {"propagate": False, "filters": [lambda record: not record.args]},
+            },
         }
     )
+
+
+def formatter(stream: TextIO | None) -> logging.Formatter:
+    """The one for whoever reads `stream`: a person at a terminal, or a machine."""
+    return Terminal() if stream and stream.isatty() else JsonLines()
+
+
+def printable(text: str) -> str:
+    """`text` with an escape for what would steer a terminal, or fake a line of the log."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def paint(text: object, colour: int | None) -> str:
+    return (
+        f"\x1b[{colour}m{text}\x1b[0m" if colour and not os.environ.get("NO_COLOR") else str(text)
+    )
+
+
+def summary(settings: Settings, addresses: list[str]) -> dict[str, str]:
+    """Where the service is and what it works with; no password, and no parameter of a URL."""
+    address = EVERY_ADDRESS.sub(r"port \1, on every address", ", ".join(addresses))
+    fields = {
+        "address": address,
+        "docs": f"{address}/docs" if address.startswith("http") else "/docs",
+        "database": place(settings.database_url),
+        "origins": ", ".join(settings.cors_origins),
+    }
+    if settings.jwt_secret:
+        fields["callers"] = "whoever has a token signed with the secret"
+    if settings.jwt_jwks_url:
+        keys = settings.jwt_jwks_url.partition("?")[0]
+        fields["callers"] = f"whoever has a token signed with a key at {keys}"
+    return fields
+
+
+def place(database_url: str) -> str:
+    if database_url.startswith("sqlite:///"):
+        return f"SQLite at {database_url.removeprefix('sqlite:///')}"
+    parts = parse_dsn(database_url)
+    port = f":{parts['port']}" if "port" in parts else ""
+    return f"PostgreSQL at {parts.get('host', 'its socket')}{port}/{parts.get('dbname', '')}"
 
 
 def request_id() -> str:

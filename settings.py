@@ -12,6 +12,7 @@ from environs import Env, EnvError
 from marshmallow.validate import OneOf, Range
 from psycopg2.extensions import parse_dsn
 
+VERSION = "1.0.0"
 # Set by the platforms that deploy from a Procfile, of which PORT is what all have in common.
 PLATFORM_VARIABLES = {
     "PORT",

@@ -31,6 +31,7 @@ class Server:
         *arguments: str,
         app: str = "app:create_app()",
         config: Path = ROOT / "gunicorn.conf.py",
+        output: int | None = None,
         **environment: str,
     ) -> None:
         self.folder = folder
@@ -41,7 +42,11 @@ class Server:
         command += ["-c", str(config), "-b", "127.0.0.1:0"]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=folder, env=inherited | environment, stdout=log, stderr=log
+                command,
+                cwd=folder,
+                env=inherited | environment,
+                stdout=output or log,
+                stderr=output or log,
             )
         self.started.append(self)
 

@@ -1,0 +1,237 @@
+"""What a person who runs the service sees and types."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import requests
+from server import ROOT, Server, new_database
+
+SGR = re.compile(r"\x1b\[\d+m")
+TIME = r"\d\d:\d\d:\d\d"
+
+
+class InTerminal(Server):
+    """gunicorn with a terminal as its output, which ends up in the log file."""
+
+    def __init__(self, folder: Path, **options: str) -> None:
+        self.master, slave = pty.openpty()
+        super().__init__(folder, output=slave, **options)
+        os.close(slave)
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        with self.log_file.open("ab", buffering=0) as log, suppress(OSError):
+            while piece := os.read(self.master, 65536):
+                log.write(piece)
+        os.close(self.master)
+
+    def stop(self) -> int:
+        code = super().stop()
+        self.reader.join(5)
+        return code
+
+    @property
+    def text(self) -> str:
+        return self.log_file.read_bytes().decode().replace("\r\n", "\n")
+
+    def line(self, part: str) -> str:
+        """The only line with this part. It may be on its way. Fails when it does not come."""
+        deadline = time.monotonic() + 5
+        while part not in self.text:
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.02)
+        (line,) = (line for line in self.text.split("\n") if part in line)
+        return line
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InTerminal]:
+    with InTerminal(tmp_path_factory.mktemp("terminal")) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty one."""
+    if request.param == "postgres":
+        return new_database(request.getfixturevalue("postgres"))
+    return f"sqlite:///{tmp_path / 'own.db'}"
+
+
+each_database = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+
+
+def flask(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "app", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]} | environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
+def test_a_terminal_shows_requests_in_colours(terminal: InTerminal) -> None:
+    found = requests.get(f"{terminal.url}/api/alice/tasks?token=secret1")
+    request = terminal.line("GET /api/alice/")
+    requests.get(f"{terminal.url}/nope")
+    miss = terminal.line("GET /nope")
+    assert "\x1b[32m200\x1b[0m" in request
+    assert "\x1b[33m404\x1b[0m" in miss
+    id = found.headers["X-Request-ID"][:8]
+    words = rf"{TIME} info    GET /api/alice/tasks 200 \d+\.\d ms  {id}"
+    assert re.fullmatch(words, SGR.sub("", request))
+    assert "secret1" not in terminal.text
+
+
+@pytest.mark.parametrize(
+    "part, shown",
+    [
+        ("\x1b[2J", r"\x1b[2J"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\rb\nc", r"a\rb\nc"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("用户 ä", "用户 ä"),
+    ],
+)
+def test_a_path_cannot_steer_the_terminal(terminal: InTerminal, part: str, shown: str) -> None:
+    requests.get(f"{terminal.url}/api/{quote(part)}/nope")
+    line = terminal.line(f"GET /api/{shown}/nope \x1b[33m404\x1b[0m ")
+    assert SGR.sub("", line).isprintable()
+
+
+def test_a_terminal_says_once_what_starts(terminal: InTerminal) -> None:
+    terminal.line("applied the migration 0001_task")
+    start, workers, _ = SGR.sub("", terminal.text).partition(" info    Booting worker")
+    assert [re.sub(TIME, "time", line) for line in start.split("\n")] == [
+        "time info    Task API 1.0.0 started",
+        f"         address   {terminal.url}",
+        f"         docs      {terminal.url}/docs",
+        "         database  SQLite at tasks.db",
+        "         origins   http://localhost:3000",
+        "time warning Anyone who can reach this server may read and write every user's tasks",
+        "time",
+    ]
+    assert not re.search("Task API|Anyone", workers)
+
+
+def test_a_terminal_shows_a_traceback_line_by_line_and_obeys_no_color(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import app, models\n"
+        "def create_app():\n"
+        "    models.get_task = lambda *_: exec('raise Exception(chr(27) + chr(10) + chr(0x9b))')\n"
+        "    return app.create_app()\n"
+    )
+    path = "/api/ann/tasks/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"
+    environment = {"NO_COLOR": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    with InTerminal(tmp_path, app="broken:create_app()", **environment) as server:
+        id = requests.get(server.url + path).headers["X-Request-ID"][:8]
+        assert re.fullmatch(rf"{TIME} info    GET {path} 500 \d+\.\d ms  {id}", server.line("500"))
+    _, _, trace = server.text.partition(" error   ")
+    first, second, *lines = trace.split("\n")
+    assert first.endswith(f"  {id}")
+    assert second == "         Traceback (most recent call last):"
+    end = next(n for n, line in enumerate(lines) if not line.startswith("         "))
+    assert lines[end - 2 : end] == [r"         Exception: \x1b", r"         \x9b"]
+    assert "\x1b" not in server.text and "\x9b" not in server.text
+
+
+def test_the_start_is_one_record_without_a_secret(tmp_path: Path) -> None:
+    server = Server(
+        tmp_path,
+        DATABASE_URL="postgresql://ann:secret1@127.0.0.1:9/db?sslpassword=secret2",
+        JWT_JWKS_URL="https://issuer.example/jwks?apikey=secret3",
+        CORS_ORIGINS="https://a.example,https://b.example",
+    )
+    with server:
+        url = server.url
+    started, *others = [line for line in server.log() if "database" in line]
+    assert (started.pop("level"), started.pop("message")) == ("info", "Task API 1.0.0 started")
+    assert re.fullmatch(r"[\d-]+T[\d:.]+Z", started.pop("time"))
+    assert started == {
+        "address": url,
+        "docs": f"{url}/docs",
+        "database": "PostgreSQL at 127.0.0.1:9/db",
+        "origins": "https://a.example, https://b.example",
+        "callers": "whoever has a token signed with a key at https://issuer.example/jwks",
+    }
+    assert others == []
+    assert "secret" not in server.log_file.read_text()
+    assert not any("Anyone" in line["message"] for line in server.log())
+
+
+def test_the_start_does_not_show_the_secret_of_the_tokens(tmp_path: Path) -> None:
+    with Server(tmp_path, JWT_SECRET="sesame" * 6) as server:
+        pass
+    assert any(line.get("callers", "").endswith("signed with the secret") for line in server.log())
+    assert "sesame" not in server.log_file.read_text()
+
+
+@each_database
+def test_migrate_says_what_it_did(tmp_path: Path, database_url: str) -> None:
+    for said in ("applied 0001_task\n", "nothing to do\n"):
+        result = flask(tmp_path, "migrate", DATABASE_URL=database_url)
+        assert (result.returncode, result.stdout, result.stderr) == (0, said, "")
+
+
+@each_database
+def test_migrate_is_safe_beside_servers_that_start(tmp_path: Path, database_url: str) -> None:
+    server = Server(tmp_path, DATABASE_URL=database_url)
+    commands: list[subprocess.CompletedProcess[str]] = []
+
+    def migrate() -> None:
+        commands.append(flask(tmp_path, "migrate", DATABASE_URL=database_url))
+
+    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with server:
+        assert requests.get(f"{server.url}/api/ann/tasks").json() == []
+    assert [(command.returncode, command.stderr) for command in commands] == [(0, "")] * 4
+    said = [line for command in commands for line in command.stdout.splitlines()]
+    said += [line["message"].replace(" the migration", "") for line in server.log()]
+    assert said.count("applied 0001_task") == 1
+
+
+def test_migrate_says_in_one_line_that_the_database_is_away(tmp_path: Path) -> None:
+    url = "postgresql://ann:sesame@127.0.0.1:9/db"
+    result = flask(tmp_path, "migrate", DATABASE_URL=url)
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: the database cannot be reached: ")
+    assert "refused" in line and "sesame" not in line
+
+
+@each_database
+def test_the_commands_are_named_and_need_no_database(tmp_path: Path, database_url: str) -> None:
+    result = flask(tmp_path, "--help", DATABASE_URL=database_url)
+    assert result.stderr == ""
+    assert "migrate  Bring the database's schema up to date" in result.stdout
+    assert "token    Print a token with which USER may call" in result.stdout
+    token = flask(tmp_path, "token", "ann", JWT_SECRET="s" * 32, DATABASE_URL=database_url)
+    assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token.stdout) and token.stderr == ""
+    assert flask(tmp_path, "migrate", DATABASE_URL=database_url).stdout == "applied 0001_task\n"
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["migrate"], ["token", "ann"], ["--help"]])
+def test_a_wrong_setting_stops_a_command_with_one_line(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    result = flask(tmp_path, *arguments, THREADS="many")
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert any("THREADS" in line for line in lines)
+    assert "Traceback" not in result.stderr and len(lines) == 1
