@@ -25,6 +25,8 @@ PLATFORM_VARIABLES = {
 }
 LOG_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 POSTGRES_URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://([^\s'\"]+)")
+# An @ further on is one of the password, the rest of which libpq takes for the host's name.
+USER_AND_REST = re.compile(r"([^@/]*@)?[^@]*")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # What libpq calls sslmode=require, as other drivers spell it.
@@ -119,7 +121,7 @@ def _postgres_url(address: str) -> str:
         ports = parse_dsn(url).get("port", "")
     except psycopg2.ProgrammingError:
         ports = "unreadable"
-    if not re.fullmatch(r"[\d,]*", ports):
+    if not re.fullmatch(r"[\d,]*", ports) or not USER_AND_REST.fullmatch(base):
         # Not libpq's own words: they can hold a piece of the password.
         raise InvalidSetting(
             "DATABASE_URL: expected postgresql://USER:PASSWORD@HOST/DATABASE,"

@@ -84,6 +84,8 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("DATABASE_URL", "tasks.db"),
         ("DATABASE_URL", "postgresql://ann:pass/word@host/db"),
         ("DATABASE_URL", "postgresql://ann:pass@[host/db"),
+        ("DATABASE_URL", "postgresql://ann:p@pass@host/db"),
+        ("DATABASE_URL", "postgresql://ann:1/pass@host/db"),
         ("PORT", "x"),
         ("PORT", "0"),
         ("PORT", "65536"),
