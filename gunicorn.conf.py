@@ -46,11 +46,11 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Obey a SIGTERM that came while the worker was starting.
+    """Obey an order to stop that came while the worker was starting.
 
     Until it has handlers of its own it has the master's, which queues the signal for a loop that
     does not run here: the worker would serve on until it is killed.
     """
     while not worker.inherited_signals.empty():
-        if worker.inherited_signals.get() == signal.SIGTERM:
+        if worker.inherited_signals.get() in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}:
             worker.handle_exit(signal.SIGTERM, None)

@@ -92,7 +92,8 @@ def test_a_worker_is_killed(server: Server) -> None:
     server.log_file.write_text(log)
 
 
-def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
+def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path, name: str) -> None:
     config = tmp_path / "conf.py"
     config.write_text(
         f"exec(open({str(ROOT / 'gunicorn.conf.py')!r}).read())\n"
@@ -100,7 +101,7 @@ def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path) -> None:
         "ours = post_fork\n"
         "def post_fork(server, worker):\n"
         "    ours(server, worker)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
     )
     server = Server(tmp_path, config=config)
     deadline = time.monotonic() + 8
