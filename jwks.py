@@ -76,7 +76,8 @@ class KeySet:
             self._fresh_until = monotonic() + FRESH
             self._failures = 0
         except (OSError, HTTPException, ValueError) as error:
-            log.warning("the keys at %s could not be fetched: %r", self._url, error)
+            address = self._url.partition("?")[0]  # Some issuers want a key in the query.
+            log.warning("the keys at %s could not be fetched: %r", address, error)
             self._failures += 1
         # Soon again as long as nobody can be let in, but not faster and faster.
         pause = PAUSE if self._keys else min(0.5 * 2**self._failures, PAUSE)
