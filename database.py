@@ -74,7 +74,10 @@ class TaskDatabase(peewee.Database):
             if self._migrated:
                 return []
             with self._schema_lock():
-                names: list[str] = Runner(self, str(MIGRATIONS)).up()
+                runner = Runner(self, str(MIGRATIONS))
+                # Not without need: it creates its own table, for which some users have no right.
+                pending = any(not migration.applied for migration in runner.status())
+                names: list[str] = runner.up() if pending else []
             self._migrated = True
             return names
         finally:

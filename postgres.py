@@ -126,6 +126,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         except (peewee.OperationalError, peewee.InterfaceError) as error:
             self._drop()
             raise unavailable(error) from error
+        except peewee.ProgrammingError as error:
+            if not isinstance(error.__context__, errors.InsufficientPrivilege):
+                raise
+            raise unavailable(error) from error
 
 
 class DeadlinePassed(psycopg2.OperationalError):
