@@ -1,5 +1,6 @@
 """What a person who runs the service sees and types."""
 
+import fcntl
 import os
 import pty
 import re
@@ -8,13 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+import jwt
+import psycopg2
 import pytest
 import requests
-from server import ROOT, Server, new_database
+from server import ROOT, Server, User, change_by_hand, new_database
+
+from postgres import SCHEMA_LOCK
 
 SGR = re.compile(r"\x1b\[\d+m")
 TIME = r"\d\d:\d\d:\d\d"
@@ -152,11 +158,13 @@ def test_the_start_is_one_record_without_a_secret(tmp_path: Path) -> None:
     server = Server(
         tmp_path,
         DATABASE_URL="postgresql://ann:secret1@127.0.0.1:9/db?sslpassword=secret2",
-        JWT_JWKS_URL="https://issuer.example/jwks?apikey=secret3",
+        JWT_JWKS_URL="http://127.0.0.1:9/jwks?apikey=secret3",
         CORS_ORIGINS="https://a.example,https://b.example",
     )
-    with server:
+    token = jwt.encode({"sub": "ann"}, "s" * 32, headers={"kid": "1"})
+    with server, User(server, "ann") as ann:
         url = server.url
+        ann.get("/tasks", headers={"Authorization": f"Bearer {token}"})
     started, *others = [line for line in server.log() if "database" in line]
     assert (started.pop("level"), started.pop("message")) == ("info", "Task API 1.0.0 started")
     assert re.fullmatch(r"[\d-]+T[\d:.]+Z", started.pop("time"))
@@ -165,10 +173,12 @@ def test_the_start_is_one_record_without_a_secret(tmp_path: Path) -> None:
         "docs": f"{url}/docs",
         "database": "PostgreSQL at 127.0.0.1:9/db",
         "origins": "https://a.example, https://b.example",
-        "callers": "whoever has a token signed with a key at https://issuer.example/jwks",
+        "callers": "whoever has a token signed with a key at http://127.0.0.1:9/jwks",
     }
     assert others == []
-    assert "secret" not in server.log_file.read_text()
+    text = server.log_file.read_text()
+    assert "the keys at http://127.0.0.1:9/jwks could not be fetched" in text
+    assert "secret" not in text and token not in text
     assert not any("Anyone" in line["message"] for line in server.log())
 
 
@@ -186,34 +196,80 @@ def test_migrate_says_what_it_did(tmp_path: Path, database_url: str) -> None:
         assert (result.returncode, result.stdout, result.stderr) == (0, said, "")
 
 
-@each_database
-def test_migrate_is_safe_beside_servers_that_start(tmp_path: Path, database_url: str) -> None:
-    server = Server(tmp_path, DATABASE_URL=database_url)
-    commands: list[subprocess.CompletedProcess[str]] = []
-
-    def migrate() -> None:
-        commands.append(flask(tmp_path, "migrate", DATABASE_URL=database_url))
-
-    threads = [threading.Thread(target=migrate) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    with server:
-        assert requests.get(f"{server.url}/api/ann/tasks").json() == []
-    assert [(command.returncode, command.stderr) for command in commands] == [(0, "")] * 4
-    said = [line for command in commands for line in command.stdout.splitlines()]
-    said += [line["message"].replace(" the migration", "") for line in server.log()]
-    assert said.count("applied 0001_task") == 1
-
-
 def test_migrate_says_in_one_line_that_the_database_is_away(tmp_path: Path) -> None:
     url = "postgresql://ann:sesame@127.0.0.1:9/db"
     result = flask(tmp_path, "migrate", DATABASE_URL=url)
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: the database cannot be reached: ")
+    assert line.startswith("Error: database unavailable: ")
     assert "refused" in line and "sesame" not in line
+
+
+@contextmanager
+def schema_lock(database_url: str) -> Iterator[None]:
+    """What a server holds while it makes the schema."""
+    if database_url.startswith("sqlite:///"):
+        folder = os.open(Path(database_url.removeprefix("sqlite:///")).parent, os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+        os.close(folder)
+    else:
+        with closing(psycopg2.connect(database_url)) as connection:
+            connection.cursor().execute("SELECT pg_advisory_lock(%s)", (SCHEMA_LOCK,))
+            yield
+
+
+@pytest.mark.slow
+@each_database
+def test_migrate_waits_for_a_server_that_makes_the_schema_however_long(
+    tmp_path: Path, database_url: str
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        with schema_lock(database_url):
+            command = pool.submit(flask, tmp_path, "migrate", DATABASE_URL=database_url)
+            with pytest.raises(TimeoutError):
+                command.result(10)
+        assert command.result(5).stdout == "applied 0001_task\n"
+
+
+@pytest.fixture
+def guest(postgres: str) -> Iterator[tuple[str, str]]:
+    """An empty database, as its owner and as a user who may not make tables."""
+    url = new_database(postgres)
+    change_by_hand(url, "CREATE ROLE guest LOGIN")
+    yield url, url.replace("//postgres:", "//guest:")
+    change_by_hand(url, "DROP OWNED BY guest")
+    change_by_hand(url, "DROP ROLE guest")
+
+
+def let_guests_in(database_url: str, folder: Path) -> None:
+    assert flask(folder, "migrate", DATABASE_URL=database_url).returncode == 0
+    change_by_hand(database_url, "GRANT ALL ON task TO guest")
+    change_by_hand(database_url, "GRANT SELECT ON schema_migration TO guest")
+
+
+def test_a_user_who_may_not_make_the_schema_is_told_so_until_somebody_else_does(
+    tmp_path: Path, guest: tuple[str, str]
+) -> None:
+    command = flask(tmp_path, "migrate", DATABASE_URL=guest[1])
+    words = "database unavailable: permission denied for schema public"
+    assert (command.returncode, command.stdout, command.stderr) == (1, "", f"Error: {words}\n")
+    with Server(tmp_path, DATABASE_URL=guest[1]) as server, User(server, "ann") as ann:
+        assert ann.get("/tasks").status_code == 503
+        let_guests_in(guest[0], tmp_path)
+        assert ann.tasks() == []
+    warnings = {line["message"] for line in server.log() if line["level"] == "warning"}
+    assert words in warnings
+    assert "traceback" not in server.log_file.read_text()
+
+
+def test_after_a_migration_by_hand_the_service_needs_no_right_to_make_tables(
+    tmp_path: Path, guest: tuple[str, str]
+) -> None:
+    let_guests_in(guest[0], tmp_path)
+    with Server(tmp_path, DATABASE_URL=guest[1]) as server, User(server, "ann") as ann:
+        ann.create()
+        assert len(ann.tasks()) == 1
 
 
 @each_database
@@ -225,6 +281,30 @@ def test_the_commands_are_named_and_need_no_database(tmp_path: Path, database_ur
     token = flask(tmp_path, "token", "ann", JWT_SECRET="s" * 32, DATABASE_URL=database_url)
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token.stdout) and token.stderr == ""
     assert flask(tmp_path, "migrate", DATABASE_URL=database_url).stdout == "applied 0001_task\n"
+
+
+def test_the_server_of_flask_says_where_it_is_and_logs_no_query(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flask", "--app", "app", "run", "--port", "0"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        text, deadline = "", time.monotonic() + 15
+        while not (found := re.search(r"Running on (http://127\.0\.0\.1:\d+)", text)):
+            assert process.poll() is None and time.monotonic() < deadline, text
+            time.sleep(0.02)
+            text = (tmp_path / "log").read_text()
+        assert requests.get(f"{found[1]}/api/ann/tasks?token=secret1").json() == []
+    finally:
+        process.terminate()
+        process.wait(10)
+    text = (tmp_path / "log").read_text()
+    assert text.count("/api/ann/tasks") == 1
+    assert "secret1" not in text
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["migrate"], ["token", "ann"], ["--help"]])
