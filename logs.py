@@ -53,7 +53,8 @@ class Terminal(logging.Formatter):
         words = printable(record.getMessage())
         if "status" in fields:
             status = paint(fields["status"], STATUSES.get(fields["status"] // 100, RED))
-            words = f"{fields['method']} {printable(fields['path'])} {status} {fields['ms']} ms"
+            words = printable(f"{fields['method']} {fields['path']}")
+            words += f" {status} {fields['ms']} ms"
             fields.clear()
         if has_request_context():
             words += paint(f"  {request_id()[:8]}", DIM)
@@ -142,7 +143,7 @@ def summary(settings: Settings, addresses: list[str]) -> dict[str, str]:
     address = EVERY_ADDRESS.sub(r"port \1, on every address", ", ".join(addresses))
     fields = {
         "address": address,
-        "docs": f"{address}/docs" if address.startswith("http") else "/docs",
+        "docs": f"{addresses[0]}/docs" if address.startswith("http") else "/docs",
         "database": place(settings.database_url),
         "origins": ", ".join(settings.cors_origins),
     }
