@@ -1,0 +1,298 @@
+"""The files that platforms read, and the service as they start it.
+
+Everything here listens on 127.0.0.1, where a platform's own line listens on every address: that one
+difference is asked of Gunicorn's resolved configuration instead.
+"""
+
+import base64
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+import requests
+from check_jsonschema.builtin_schemas import get_builtin_schema
+from jsonschema import validate
+from ruamel.yaml import YAML
+from server import ROOT, Server, new_database
+
+PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+APP_JSON = json.loads((ROOT / "app.json").read_text())
+RENDER_YAML = YAML(typ="safe").load(ROOT / "render.yaml")
+WORKFLOW = YAML(typ="safe").load(ROOT / ".github/workflows/check.yml")
+
+# What its parser knows; one key more and the button fails. `buildpacks` is not among them.
+# https://github.com/GoogleCloudPlatform/cloud-run-button, cmd/cloudshell_open/appfile.go
+CLOUD_RUN_KEYS = {"name", "env", "options", "build", "hooks", "description", "keywords", "logo"}
+CLOUD_RUN_KEYS |= {"repository", "website", "stack", "formation"}
+CLOUD_RUN_ENV_KEYS = {"description", "value", "required", "generator", "order"}
+
+# The fields that we use, as https://render.com/docs/blueprint-spec has them.
+RENDER_SCHEMA = {
+    "required": ["services"],
+    "additionalProperties": False,
+    "properties": {
+        "services": {
+            "type": "array",
+            "items": {
+                "required": ["type", "name", "runtime"],
+                "additionalProperties": False,
+                "properties": {
+                    "type": {"enum": ["web", "pserv", "worker", "cron", "keyvalue"]},
+                    "name": {"type": "string"},
+                    "runtime": {"enum": ["python", "node", "ruby", "go", "docker", "image"]},
+                    "plan": {"enum": ["free", "starter", "standard", "pro", "pro plus"]},
+                    "region": {"enum": ["oregon", "ohio", "virginia", "frankfurt", "singapore"]},
+                    "buildCommand": {"type": "string"},
+                    "startCommand": {"type": "string"},
+                    "healthCheckPath": {"type": "string", "pattern": "^/"},
+                    "envVars": {
+                        "type": "array",
+                        "items": {
+                            "required": ["key"],
+                            "additionalProperties": False,
+                            "minProperties": 2,
+                            "maxProperties": 2,
+                            "properties": {
+                                "key": {"type": "string"},
+                                "value": {"type": ["string", "number"]},
+                                "generateValue": {"type": "boolean"},
+                                "sync": {"type": "boolean"},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+# What the platforms set by themselves, and a secret of the kind that each generates.
+PLATFORMS = {
+    "heroku": {
+        "DYNO": "web.1",
+        "PORT": "54321",
+        "WEB_CONCURRENCY": "2",
+        "FORWARDED_ALLOW_IPS": "*",
+        "GUNICORN_CMD_ARGS": "--access-logfile -",
+        "JWT_SECRET": secrets.token_hex(32),
+    },
+    # https://render.com/docs/environment-variables
+    "render": {
+        "RENDER": "true",
+        "PORT": "10000",
+        "WEB_CONCURRENCY": "1",
+        "FORWARDED_ALLOW_IPS": "*",
+        "GUNICORN_CMD_ARGS": "--preload --access-logfile - --bind=0.0.0.0:10000",
+        "JWT_SECRET": base64.b64encode(secrets.token_bytes(32)).decode(),
+    },
+    "cloud run": {
+        "K_SERVICE": "task-api",
+        "PORT": "8080",
+        "JWT_SECRET": base64.b64encode(secrets.token_bytes(64)).decode(),
+    },
+}
+
+
+class Deployed(Server):
+    """The service as a platform starts it: by the Procfile's line, through a shell.
+
+    The shell is sh, the strictest: bash gives its place to a command that stands alone by itself.
+    """
+
+    def __init__(self, folder: Path, programs: Path, environment: dict[str, str]) -> None:
+        self.folder = folder / "app"
+        shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(".*", "tests", "*.db*"))
+        self.log_file = folder / "log"
+        self.environment = {
+            "PATH": f"{programs}:/usr/bin:/bin",
+            "HOME": "/dev/null/home",
+            "CORS_ORIGINS": "https://tasks.example.com",
+            **environment,
+        }
+        arguments = re.sub(r"--bind=\S+", "", environment.get("GUNICORN_CMD_ARGS", ""))
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["sh", "-c", PROCFILE["web"]],
+                cwd=self.folder,
+                env=self.environment | {"GUNICORN_CMD_ARGS": f"{arguments} -b 127.0.0.1:0"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def run(self, command: str) -> str:
+        """What a command prints, run as a platform runs it beside the service."""
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        return done.stdout
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        """The answer to a request that reached the platform's router by HTTPS."""
+        headers = {"Host": "tasks.example.com", "X-Forwarded-Proto": "https"}
+        headers |= options.pop("headers", {})
+        method = options.pop("method", "GET")
+        return requests.request(
+            method,
+            self.url + path,
+            headers=headers,
+            allow_redirects=False,
+            timeout=10,
+            **options,
+        )
+
+
+@contextmanager
+def on(platform: str, postgres: str, folder: Path, programs: Path) -> Iterator[Deployed]:
+    database_url = new_database(postgres).replace("postgresql://", "postgres://")
+    service = Deployed(folder, programs, PLATFORMS[platform] | {"DATABASE_URL": database_url})
+    try:
+        yield service.wait()
+    finally:
+        service.end()
+
+
+@pytest.fixture(params=PLATFORMS)
+def deployed(request: pytest.FixtureRequest, postgres: str, tmp_path: Path) -> Iterator[Deployed]:
+    with on(request.param, postgres, tmp_path, Path(sys.executable).parent) as service:
+        yield service
+
+
+def serves(service: Deployed) -> None:
+    """Fails unless a stranger is refused and whoever has a token can store a task."""
+    tasks = "/api/alice/tasks"
+    assert service.get("/health").json() == {"status": "ok"}
+    assert service.get(tasks).status_code == 401
+    token = service.run("flask --app app token alice")
+    headers = {"Authorization": f"Bearer {token.removesuffix(chr(10))}"}
+    made = service.get(tasks, method="POST", json={"title": "Buy milk"}, headers=headers)
+    assert made.status_code == 201
+    assert service.get(tasks, headers=headers).json() == [made.json()]
+    assert service.get("/api/bob/tasks", headers=headers).status_code == 403
+
+
+def test_app_json_is_as_heroku_publishes_it() -> None:
+    validate(APP_JSON, json.loads((ROOT / "tests/schemas/heroku-app.json").read_text()))
+
+
+def test_app_json_has_no_key_that_the_button_of_cloud_run_refuses() -> None:
+    assert set(APP_JSON) <= CLOUD_RUN_KEYS
+    for variable in APP_JSON["env"].values():
+        assert set(variable) <= CLOUD_RUN_ENV_KEYS
+        assert not {"value", "generator"} <= set(variable)
+
+
+def test_render_yaml_is_as_render_documents_it() -> None:
+    validate(RENDER_YAML, RENDER_SCHEMA)
+
+
+def test_the_workflow_is_as_github_publishes_it_and_bounded_in_time() -> None:
+    validate(WORKFLOW, get_builtin_schema("vendor.github-workflows"))
+    validate(WORKFLOW, get_builtin_schema("custom.github-workflows-require-timeout"))
+
+
+def test_the_workflow_may_only_read() -> None:
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+    assert not any("permissions" in job for job in WORKFLOW["jobs"].values())
+
+
+def test_the_buttons_ask_for_the_database_and_generate_the_secret() -> None:
+    heroku, (render,) = APP_JSON["env"], RENDER_YAML["services"]
+    assert {name for name in heroku if "value" not in heroku[name]} == {
+        "DATABASE_URL",
+        "JWT_SECRET",
+    }
+    assert heroku["JWT_SECRET"]["generator"] == "secret"
+    variables = {variable.pop("key"): variable for variable in map(dict, render["envVars"])}
+    assert set(variables) == set(heroku)
+    assert variables["DATABASE_URL"] == {"sync": False}
+    assert variables["JWT_SECRET"] == {"generateValue": True}
+
+
+def test_the_buttons_name_only_settings_that_there_are() -> None:
+    settings = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert set(APP_JSON["env"]) <= set(settings)
+
+
+def test_render_starts_what_the_procfile_starts() -> None:
+    assert list(PROCFILE) == ["web"]
+    assert RENDER_YAML["services"][0]["startCommand"] == PROCFILE["web"]
+
+
+def test_the_platforms_get_the_oldest_python_of_the_workflow() -> None:
+    oldest = WORKFLOW["jobs"]["check"]["strategy"]["matrix"]["python"][0]
+    assert (ROOT / ".python-version").read_text() == f"{oldest}\n"
+
+
+def test_it_answers_who_has_a_token(deployed: Deployed) -> None:
+    serves(deployed)
+
+
+def test_behind_https_nothing_leads_back_to_http(deployed: Deployed) -> None:
+    headers = {"Authorization": f"Bearer {deployed.run('flask --app app token alice').strip()}"}
+    root = deployed.get("/")
+    assert root.status_code == 302
+    page = urljoin("https://tasks.example.com/", root.headers["Location"])
+    assert page == "https://tasks.example.com/docs"
+    for _ in range(2):
+        made = deployed.get(
+            "/api/alice/tasks", method="POST", json={"title": "Buy milk"}, headers=headers
+        )
+    answers = [root, made, deployed.get("/api/alice/tasks?limit=1", headers=headers)]
+    answers += [deployed.get("/docs"), deployed.get("/openapi.json"), deployed.get("/nowhere")]
+    assert "Link" in answers[2].headers
+    for answer in answers:
+        assert "http://tasks.example.com" not in f"{answer.headers}{answer.text}"
+
+
+def test_each_request_is_one_line_in_the_log(deployed: Deployed) -> None:
+    deployed.get("/docs")
+    assert [line["path"] for line in deployed.log() if "path" in line].count("/docs") == 1
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_it_stops_with_0_when_the_platform_asks(deployed: Deployed, send: Any) -> None:
+    """Some platforms tell the first process, others all of them."""
+    send(deployed.process.pid, signal.SIGTERM)
+    assert deployed.process.wait(10) == 0
+
+
+def test_without_us_it_listens_on_every_address(deployed: Deployed) -> None:
+    port = deployed.environment["PORT"]
+    assert re.search(
+        rf"^bind +.*'0\.0\.0\.0:{port}'",
+        deployed.run(PROCFILE["web"] + " --print-config"),
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.slow
+def test_a_fresh_installation_of_requirements_txt_serves(postgres: str, tmp_path: Path) -> None:
+    programs = tmp_path / "fresh" / "bin"
+    subprocess.run([sys.executable, "-m", "venv", programs.parent], check=True)
+    install = [programs / "pip", "install", "--quiet", "-r", ROOT / "requirements.txt"]
+    subprocess.run(install, check=True, timeout=300)
+    with on("heroku", postgres, tmp_path, programs) as service:
+        serves(service)
