@@ -181,6 +181,7 @@ class Api(flask_smorest.Api):
         components = self.spec.components
         if self._app.extensions["auth"]:
             scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            scheme["description"] = "A token whose `sub` is the `user_id` in the path."
             components.security_scheme("bearer", scheme)
         for name, header in RESPONSE_HEADERS.items():
             components.header(name, header, lazy=True)
@@ -195,13 +196,16 @@ class Api(flask_smorest.Api):
             lazy=True,
         )
         for status, detail in problems.DETAILS.items():
+            content: dict[str, Any] = {"schema": problems.ProblemSchema}
+            if status != 422:  # The schema's own example is one.
+                content["example"] = problems.example(status)
             headers = {"X-Request-ID", PROBLEM_HEADERS.get(status, "X-Request-ID")}
             components.response(
                 problems.title(status).replace(" ", ""),
                 {
                     "description": detail,
                     "headers": {name: name for name in sorted(headers)},
-                    "content": {problems.CONTENT_TYPE: {"schema": problems.ProblemSchema}},
+                    "content": {problems.CONTENT_TYPE: content},
                 },
                 lazy=True,
             )

@@ -27,7 +27,11 @@ from sqlite import Sqlite
 DESCRIPTION = """\
 Every user has a list of tasks. The path names the user, who sees these tasks and no others.
 
-A request that fails is answered with a problem document (RFC 9457), whose `detail` is for people.
+Nothing is made twice and no change is lost: a create with an `Idempotency-Key` can be sent again,
+and a write with the task's `ETag` as `If-Match` overwrites nobody else's.
+
+A request that fails is answered with `application/problem+json` (RFC 9457), whose `detail` is for
+people.
 """
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -95,7 +99,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
         API_SPEC_OPTIONS={
-            "info": {"description": DESCRIPTION, "license": {"name": "MIT", "identifier": "MIT"}},
+            "info": {"description": DESCRIPTION, "license": {"name": "MIT License", "identifier": "MIT"}},
             "servers": [{"url": "/"}],
         },
     )

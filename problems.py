@@ -63,6 +63,12 @@ def title(status: int) -> str:
     return TITLES.get(status) or HTTPStatus(status).phrase
 
 
+def example(status: int) -> dict[str, Any]:
+    """What the documentation shows for this status."""
+    known = {"title": title(status), "status": status, "detail": DETAILS[status]}
+    return {"type": "about:blank", **known, "request_id": "9f2c1d5e7a"}
+
+
 def answer(error: HTTPException) -> Response:
     """The problem document for `error`, with the headers that belong to it (such as `Allow`)."""
     status = error.code or 500

@@ -175,7 +175,6 @@ class TaskQuerySchema(ma.Schema):
         metadata={
             "description": "Only tasks with this text in title or description, in upper or lower"
             " case. No character has a special meaning.",
-            "example": "milk",
         },
     )
     sort = ma.fields.String(
@@ -216,6 +215,12 @@ PATH_PARAMETERS = [
         "example": "alice",
     }
 ]
+TASK_ID = {
+    "in": "path",
+    "name": "task_id",
+    "description": "The `id` that the task was given when it was created.",
+    "example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d",
+}
 tasks = Blueprint(
     "tasks",
     __name__,
@@ -283,7 +288,7 @@ class Tasks(MethodView):
         return response
 
 
-@tasks.route("/<task_id:task_id>")
+@tasks.route("/<task_id:task_id>", parameters=[TASK_ID])
 class TaskById(MethodView):
     @tasks.operation("getTask", headers=("If-None-Match",), also=(304, 404, 503))
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
@@ -328,7 +333,7 @@ class TaskById(MethodView):
         return jsonify(message="Task deleted successfully")
 
 
-@tasks.route("/<task_id:task_id>/complete")
+@tasks.route("/<task_id:task_id>/complete", parameters=[TASK_ID])
 class TaskCompletion(MethodView):
     @tasks.operation(
         "completeTask", headers=("If-Match",), also=(400, 404, 412, 413, 415, 422, 503)
