@@ -22,17 +22,17 @@ const OnePath = () => ({
     spec: {
       wrapActions: {
         changeParamByIdentity: (change, { specSelectors }) => (place, parameter, ...value) => {
-          const everywhere = () =>
-            specSelectors.operations().map((each) => [each.get("path"), each.get("method")]);
-          const places = parameter.get("in") === "path" ? everywhere() : [place];
+          const operations = specSelectors.operations();
+          const all = operations.map((each) => [each.get("path"), each.get("method")]);
+          const places = parameter.get("in") === "path" ? all : [place];
           places.forEach((each) => change(each, parameter, ...value));
         },
         setResponse: (set, { specActions, specSelectors }) => (path, method, response) => {
           set(path, method, response);
           if (response.status === 201) {
-            const parameters = specSelectors.specJson().getIn(["paths", `${path}/{task_id}`, "parameters"]);
-            const parameter = parameters.find((each) => each.get("name") === "task_id");
-            specActions.changeParamByIdentity([path, method], parameter, response.body.id);
+            const item = specSelectors.specJson().getIn(["paths", `${path}/{task_id}`]);
+            const id = item.get("parameters").find((each) => each.get("name") === "task_id");
+            specActions.changeParamByIdentity([path, method], id, response.body.id);
           }
         },
       },

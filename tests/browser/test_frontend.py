@@ -103,6 +103,8 @@ def start(
 
     yield start
     for server in servers:
+        server.process.terminate()  # All at once, since each takes its time.
+    for server in servers:
         server.stop()
 
 
