@@ -23,6 +23,9 @@ from problems import Invalid
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
+# `storable`, and with more than white space, as far as OpenAPI can say it.
+STORABLE = r"^[^\x00]*$"
+NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
 NO_CURSOR = "Not a cursor of this list: take it from the Link header."
 # The revision of no task.
 NOWHERE = "00000000-0000-0000-0000-000000000000"
@@ -122,7 +125,11 @@ class TaskSchema(ma.Schema):
 
 TITLE: dict[str, Any] = {
     "validate": [storable, Length(min=1), Length(max=500)],
-    "metadata": {"example": "Buy milk", "description": "Stripped of the white space around it."},
+    "metadata": {
+        "description": "Stripped of the white space around it.",
+        "pattern": NOT_BLANK,
+        "example": "Buy milk",
+    },
 }
 
 
@@ -133,7 +140,7 @@ class TaskUpdateSchema(BodySchema):
     description = ma.fields.String(
         allow_none=True,
         validate=[storable, Length(max=5000)],
-        metadata={"example": "Two bottles", "description": "null: none."},
+        metadata={"description": "null: none.", "pattern": STORABLE, "example": "Two bottles"},
     )
     completed = StrictBoolean(metadata={"example": False})
 
@@ -175,6 +182,7 @@ class TaskQuerySchema(ma.Schema):
         metadata={
             "description": "Only tasks with this text in title or description, in upper or lower"
             " case. No character has a special meaning.",
+            "pattern": STORABLE,
         },
     )
     sort = ma.fields.String(
@@ -190,7 +198,10 @@ class TaskQuerySchema(ma.Schema):
         metadata={"description": "How many at most.", "default": models.MAX_PAGE},
     )
     cursor = CursorField(
-        metadata={"description": "Where to go on: take the whole address from the Link header."}
+        metadata={
+            "description": "Where to go on: take the whole address from the Link header.",
+            "minLength": 1,
+        }
     )
 
     def load(self, data: Any, **options: Any) -> Any:
@@ -220,6 +231,14 @@ TASK_ID = {
     "name": "task_id",
     "description": "The `id` that the task was given when it was created.",
     "example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d",
+}
+# Where a new task is found, for whoever follows OpenAPI links.
+LINKS = {
+    operation: {
+        "operationId": operation,
+        "parameters": {"user_id": "$response.body#/user_id", "task_id": "$response.body#/id"},
+    }
+    for operation in ("getTask", "updateTask", "patchTask", "deleteTask", "completeTask")
 }
 tasks = Blueprint(
     "tasks",
@@ -265,6 +284,7 @@ class Tasks(MethodView):
     @tasks.operation(
         "createTask", headers=("Idempotency-Key",), also=(400, 404, 413, 415, 422, 503)
     )
+    @tasks.doc(responses={201: {"links": LINKS}})
     @tasks.arguments(TaskCreateSchema())
     @tasks.response(201, TaskSchema, headers={"ETag": "ETag", "Location": "Location"})
     @tasks.alt_response(

@@ -113,6 +113,21 @@ def test_request_headers_and_bodies_are_documented(document: dict[str, Any]) -> 
     assert not document["paths"][task + "/complete"]["patch"]["requestBody"]["required"]
 
 
+def test_a_new_task_is_linked_to_all_that_can_be_done_with_it(
+    user: User, document: dict[str, Any]
+) -> None:
+    links = document["paths"]["/api/{user_id}/tasks"]["post"]["responses"]["201"]["links"]
+    linked = {link["operationId"] for link in links.values()}
+    assert linked == {name for name, place in OPERATIONS.items() if "{task_id}" in place[1]}
+    task = user.create()
+    for link in links.values():
+        fields = {name: link["parameters"][name].split("#/")[1] for name in link["parameters"]}
+        assert {name: task[field] for name, field in fields.items()} == {
+            "user_id": user.name,
+            "task_id": task["id"],
+        }
+
+
 def test_no_shape_is_there_that_nobody_sends(document: dict[str, Any]) -> None:
     assert set(document["components"]["schemas"]) == {
         *("Task", "TaskCreate", "TaskUpdate", "TaskCompletion", "Message", "Status", "Problem")
