@@ -184,7 +184,7 @@ class Api(flask_smorest.Api):
             scheme["description"] = "A token whose `sub` is the `user_id` in the path."
             components.security_scheme("bearer", scheme)
         for name, header in RESPONSE_HEADERS.items():
-            components.header(name, header, lazy=True)
+            components.header(name, {"required": name != "Link", **header}, lazy=True)
         for name, parameter in REQUEST_HEADERS.items():
             components.parameter(name, "header", {"name": name, **parameter}, lazy=True)
         components.response(
