@@ -23,9 +23,9 @@ from problems import Invalid
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
-# `storable`, and with more than white space, as far as OpenAPI can say it.
+# `storable`, and with more than white space, to which Python counts more than ECMAScript does.
 STORABLE = r"^[^\x00]*$"
-NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
+NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
 NO_CURSOR = "Not a cursor of this list: take it from the Link header."
 # The revision of no task.
 NOWHERE = "00000000-0000-0000-0000-000000000000"
