@@ -25,13 +25,17 @@ check-all: tools lint
 tools:
 	.ci/install
 
-# Needs wrk, from Debian's packages; takes five minutes.
-bench: .venv/test .venv-peers/installed
+# Needs wrk, Node.js and npm, from Debian's packages; takes a quarter of an hour.
+bench: .venv/test .venv-peers/installed bench/peers/node_modules/installed
 	PYTHONPATH=.:tests $(BIN)/python -m bench.run
 
 .venv-peers/installed: bench/peers/requirements.txt requirements.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r bench/peers/requirements.txt
+	@touch $@
+
+bench/peers/node_modules/installed: bench/peers/package-lock.json
+	npm ci --prefix bench/peers --no-audit --no-fund --silent
 	@touch $@
 
 bench-tokens: .venv/test

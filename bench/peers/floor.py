@@ -4,17 +4,19 @@ import os
 import threading
 from typing import Any
 
+import orjson
 import psycopg2
 from flask import Flask, Response
+from peewee import PostgresqlDatabase
+
+from models import select_one
+
+# The one that the service sends for the same request.
+SELECT = select_one(PostgresqlDatabase(""))
 
 local = threading.local()
-app = Flask(__name__)
-SELECT = """
-    SELECT id, user_id, title, description, completed,
-        to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), revision
-    FROM task WHERE user_id = %(user_id)s AND id = %(id)s
-"""
+bare = Flask("bare")
+one_statement = Flask("one_statement")
 
 
 def connection() -> Any:
@@ -24,14 +26,20 @@ def connection() -> Any:
     return local.connection
 
 
-@app.get("/health")
-def bare() -> Response:
+@bare.get("/health")
+@one_statement.get("/health")
+def health() -> Response:
     return Response(b'{"status":"ok"}', mimetype="application/json")
 
 
-@app.get("/api/<user_id>/tasks/<task_id>")
-def statement(user_id: str, task_id: str) -> Response:
+@bare.get("/api/<user_id>/tasks/<task_id>")
+def answer(user_id: str, task_id: str) -> Response:
+    return Response(orjson.dumps((task_id, user_id)), mimetype="application/json")
+
+
+@one_statement.get("/api/<user_id>/tasks/<task_id>")
+def answer_with_row(user_id: str, task_id: str) -> Response:
     with connection().cursor() as cursor:
         cursor.execute(SELECT, {"user_id": user_id, "id": task_id})
         row = cursor.fetchone()
-    return Response(repr(row).encode(), mimetype="text/plain")
+    return Response(orjson.dumps(row), mimetype="application/json")
