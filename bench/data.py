@@ -38,6 +38,7 @@ PEER_TABLE = """
     CREATE INDEX ON peer_task (user_id, created_at);
 """
 BODY = '{"title": "Buy milk", "description": "Two bottles, and bread"}'
+OPERATIONS = ("get", "list 10", "list 100", "list 1000", "create", "update", "flip", "delete")
 MIX = {"list 10": 70, "create": 10, "flip": 10, "update": 5, "delete": 5}
 
 
