@@ -12,7 +12,7 @@ from statistics import median
 import requests
 
 from bench.data import MORE, VALUES, Database
-from bench.load import Figures, measure, warm_up
+from bench.load import Figures, measure, open_connections
 from bench.run import cluster, print_machine, print_table, progress
 from bench.services import OURS, Instance, serving
 
@@ -98,7 +98,7 @@ def main() -> None:
         for turn in range(options.rounds):
             for size, database in databases.items():
                 with serving(OURS, database.url) as instance:
-                    warm_up(instance, lines[size]["get"])
+                    open_connections(instance, lines[size]["get"])
                     for operation, each in lines[size].items():
                         figures = measure(instance, database, each, options.seconds)
                         results[operation][f"{size:,} tasks"].append(figures)
@@ -109,7 +109,7 @@ def main() -> None:
         deep: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
         with serving(OURS, database.url) as instance:
             lines_of_pages = pages(instance)
-            warm_up(instance, lines_of_pages["page 1"])
+            open_connections(instance, lines_of_pages["page 1"])
             for _ in range(options.rounds):
                 for name, each in lines_of_pages.items():
                     figures = measure(instance, database, each, options.seconds)

@@ -48,12 +48,11 @@ def cpu(process: psutil.Process) -> float:
 def settled(instance: Instance, database: Database) -> tuple[float, float]:
     """The CPU of both when what was begun is done."""
     deadline = time.monotonic() + 5
-    after = cpu(instance.process), cpu(database.postmaster)
-    while time.monotonic() < deadline:
+    after, quiet = (cpu(instance.process), cpu(database.postmaster)), 0
+    while quiet < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
         before, after = after, (cpu(instance.process), cpu(database.postmaster))
-        if sum(after) - sum(before) < 0.02:
-            break
+        quiet = quiet + 1 if sum(after) - sum(before) < 0.015 else 0
     return after
 
 
@@ -66,9 +65,14 @@ def memory(instance: Instance) -> float:
     return total / 1024
 
 
-def warm_up(instance: Instance, lines: list[str]) -> None:
+def open_connections(instance: Instance, lines: list[str]) -> None:
     """Have every thread of every worker open its connection to the database."""
-    wrk(instance, lines, 1, 48)
+    wrk(instance, lines, 2, 48)
+
+
+def warm_up(instance: Instance, lines: list[str]) -> None:
+    """Have those connections open again that were closed because nobody used them."""
+    wrk(instance, lines, 1, CONNECTIONS)
 
 
 def measure(
@@ -79,10 +83,12 @@ def measure(
     connections: int = CONNECTIONS,
 ) -> Figures:
     """Send `lines` in turn for so many seconds. Raises RuntimeError if one is refused."""
-    before = cpu(instance.process), cpu(database.postmaster), own_children()
+    before = *settled(instance, database), own_children()
     result = wrk(instance, lines, seconds, connections)
     after = *settled(instance, database), own_children()
     count, took = re.search(r"(\d+) requests in ([\d.]+)s", result).groups()
+    if count == "0":
+        raise RuntimeError(f"{lines[0]}: no answer in {seconds} s")
     # When wrk stops, each of its connections waits for one more answer.
     served = int(count) + connections
     server, postgres, client = (late - early for early, late in zip(before, after, strict=True))

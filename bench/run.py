@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from faults.network import Cluster
 
 from bench.conformance import check
 from bench.data import OPERATIONS, Database
-from bench.load import Figures, measure, memory, warm_up
+from bench.load import Figures, measure, memory, open_connections, warm_up
 from bench.services import (
     ALL,
     BARE,
@@ -53,18 +53,7 @@ Results = dict[str, dict[str, list[Figures]]]
 
 def compare_cpu(database: Database, options: argparse.Namespace) -> None:
     """Throughput, CPU and latency of every operation, and of the mix."""
-    results: Results = defaultdict(lambda: defaultdict(list))
-    for turn in range(options.rounds):
-        for service in ALL:
-            with ready(service, database, database.url, options.seconds) as (instance, work):
-                for operation, lines in work.items():
-                    if service.has(operation):
-                        if operation == "mix":
-                            database.restore(service.table, 10_000 * options.seconds)
-                            lines = database.requests(service.table, options.seconds)["mix"]
-                        figures = measure(instance, database, lines, options.seconds)
-                        results[operation][service.name].append(figures)
-            progress(f"round {turn + 1}: {service.name}")
+    results = take_turns(ALL, (*OPERATIONS, "mix"), database, options)
     names = [service.name for service in ALL]
     for title, figure in {
         "CPU µs a request, server and PostgreSQL together": lambda each: each.cpu,
@@ -80,6 +69,43 @@ def compare_cpu(database: Database, options: argparse.Namespace) -> None:
         each.client for found in results.values() for many in found.values() for each in many
     )
     print(f"\nwrk used at most {busiest:.0%} of one core.")
+
+
+def take_turns(
+    services: tuple[Service, ...],
+    operations: tuple[str, ...],
+    database: Database,
+    options: argparse.Namespace,
+    tokens: dict[str, str] | None = None,
+) -> Results:
+    """Measure each operation with one service right after the other; all of them keep running.
+
+    The last service gets the tokens, if there are any.
+    """
+
+    def work(service: Service) -> dict[str, list[str]]:
+        found = database.requests(service.table, options.seconds)
+        return with_tokens(found, tokens) if tokens and service is services[-1] else found
+
+    results: Results = defaultdict(lambda: defaultdict(list))
+    with ExitStack() as stack:
+        running = [(each, stack.enter_context(serving(each, database.url))) for each in services]
+        for service, instance in running:
+            open_connections(instance, work(service)["get"])
+        for turn in range(options.rounds):
+            first = turn % len(running)
+            order = running[first:] + running[:first]
+            for operation in operations:
+                for service, instance in order:
+                    if service.has(operation):
+                        if operation in ("delete", "mix"):
+                            database.restore(service.table, 10_000 * options.seconds)
+                        lines = work(service)
+                        warm_up(instance, lines["get"])
+                        figures = measure(instance, database, lines[operation], options.seconds)
+                        results[operation][service.name].append(figures)
+            progress(f"round {turn + 1}")
+    return results
 
 
 def compare_wire(database: Database, options: argparse.Namespace) -> None:
@@ -194,19 +220,9 @@ def compare_tokens(database: Database, options: argparse.Namespace) -> None:
     """This service against itself, with a token of its own for each user."""
     signed = replace(OURS, name="with tokens", environment={"JWT_SECRET": SECRET})
     expires = int(time.time()) + 3600
-    users = [f"{kind}{n}" for kind in "an" for n in range(1, 1001)] + ["d1"]
+    users = [f"{kind}{n}" for kind in "abcdn" for n in range(1, 1001)]
     tokens = {user: jwt.encode({"sub": user, "exp": expires}, SECRET) for user in users}
-    results: Results = defaultdict(lambda: defaultdict(list))
-    for _ in range(options.rounds):
-        for service in (OURS, signed):
-            chosen = tokens if service is signed else {}
-            with ready(service, database, database.url, options.seconds, chosen) as (
-                instance,
-                work,
-            ):
-                for operation in ("get", "mix"):
-                    figures = measure(instance, database, work[operation], options.seconds)
-                    results[operation][service.name].append(figures)
+    results = take_turns((OURS, signed), ("get", "mix"), database, options, tokens)
     names = [OURS.name, signed.name]
     print_figures("Tokens: CPU µs a request", names, results, lambda each: each.cpu)
     print_figures("Tokens: requests a second", names, results, lambda each: each.per_second)
@@ -215,28 +231,24 @@ def compare_tokens(database: Database, options: argparse.Namespace) -> None:
 
 @contextmanager
 def ready(
-    service: Service,
-    database: Database,
-    url: str,
-    seconds: int,
-    tokens: dict[str, str] | None = None,
+    service: Service, database: Database, url: str, seconds: int
 ) -> Iterator[tuple[Instance, dict[str, list[str]]]]:
     """The service, running and warm, and the requests of each operation on a table as it was."""
     database.restore(service.table, 10_000 * seconds)
     work = database.requests(service.table, seconds)
-    if tokens:
-        work = {
-            operation: [with_token(line, tokens) for line in work[operation]]
-            for operation in ("get", "mix")
-        }
     with serving(service, url) as instance:
-        warm_up(instance, work["get"])
+        open_connections(instance, work["get"])
         yield instance, work
 
 
-def with_token(line: str, tokens: dict[str, str]) -> str:
-    method, path, _, *body = line.split(" ", 3)
-    return " ".join((method, path, tokens[path.split("/")[2]], *body))
+def with_tokens(work: dict[str, list[str]], tokens: dict[str, str]) -> dict[str, list[str]]:
+    """The same requests, each with the token of the user in its path."""
+
+    def signed(line: str) -> str:
+        method, path, _, *body = line.split(" ", 3)
+        return " ".join((method, path, tokens[path.split("/")[2]], *body))
+
+    return {operation: [signed(line) for line in lines] for operation, lines in work.items()}
 
 
 def print_figures(
