@@ -108,7 +108,7 @@ def authorize() -> None:
 def issue_token(settings: Settings, user_id: str, days: float) -> str:
     """A token with which `user_id` may call. Raises ValueError if there is no secret."""
     if not settings.jwt_secret:
-        raise ValueError("JWT_SECRET is not set: the tokens come from the issuer at JWT_JWKS_URL")
+        raise ValueError("JWT_SECRET is not set, and nothing else can sign a token here")
     now = datetime.now(UTC)
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + timedelta(days=days)}
     if settings.jwt_issuer:

@@ -175,5 +175,9 @@ def is_lost(connection: extensions.connection, error: psycopg2.Error) -> bool:
 def is_passing(error: psycopg2.Error) -> bool:
     """Whether the server's refusal is its own trouble, and not a fault in the statement."""
     return isinstance(
-        error, psycopg2.OperationalError | errors.ReadOnlySqlTransaction | errors.UndefinedTable
+        error,
+        psycopg2.OperationalError
+        | errors.InsufficientPrivilege
+        | errors.ReadOnlySqlTransaction
+        | errors.UndefinedTable,
     )

@@ -270,6 +270,9 @@ def test_after_a_migration_by_hand_the_service_needs_no_right_to_make_tables(
     with Server(tmp_path, DATABASE_URL=guest[1]) as server, User(server, "ann") as ann:
         ann.create()
         assert len(ann.tasks()) == 1
+        change_by_hand(guest[0], "REVOKE INSERT ON task FROM guest")
+        assert ann.post("/tasks", json={"title": "Buy milk"}).status_code == 503
+        assert len(ann.tasks()) == 1
 
 
 @each_database
