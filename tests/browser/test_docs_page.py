@@ -41,7 +41,7 @@ class Visit:
         self.url = url
         self.addresses: list[str] = []
         self.complaints: list[str] = []
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(20_000)
         context.add_init_script(REPORT_VIOLATIONS)
         context.on("request", lambda request: self.addresses.append(request.url))
         context.on("console", lambda message: self.complaints.append(message.text))
