@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl
 import flask_smorest
 import marshmallow as ma
 import orjson
+from apispec import BasePlugin
 from flask import Flask, Request, Response
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import (
@@ -42,8 +43,7 @@ REQUEST_HEADERS = {
         **STRING,
     },
 }
-RESPONSE_HEADERS = {
-    "Allow": {"description": "The methods that this path takes.", **STRING},
+RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     "ETag": {"description": "The tag of this state, for If-Match and If-None-Match.", **STRING},
     "Idempotent-Replayed": {
         "description": "Nothing was created now: the key had been used.",
@@ -51,6 +51,7 @@ RESPONSE_HEADERS = {
     },
     "Link": {
         "description": 'When more follow: `<…>; rel="next"`, relative to this address (RFC 8288).',
+        "required": False,
         **STRING,
     },
     "Location": {"description": "The path of the new task.", **STRING},
@@ -61,7 +62,8 @@ RESPONSE_HEADERS = {
     "WWW-Authenticate": {"description": "How to authenticate (RFC 6750).", **STRING},
     "X-Request-ID": {"description": "The id of this request in the log.", **STRING},
 }
-PROBLEM_HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
+PROBLEM_HEADERS = {401: ["WWW-Authenticate"], 503: ["Retry-After"]}
+TOKEN_PROBLEMS = (401, 403)
 
 
 class BodySchema(ma.Schema):
@@ -150,16 +152,30 @@ class Blueprint(flask_smorest.Blueprint):
         self, doc: dict[str, Any], doc_info: dict[str, Any], *, app: Flask, **_: Any
     ) -> dict[str, Any]:
         doc["operationId"], headers, statuses = doc_info["operation"]
+        doc["security"] = []
         if self._guarded and app.extensions["auth"]:
             doc["security"] = [{"bearer": []}]
-            statuses += (401, 403)
+            statuses += TOKEN_PROBLEMS
         doc.setdefault("parameters", []).extend([*headers, "X-Request-ID"])
         for status in (*statuses, 500):
-            doc["responses"][status] = problems.title(status).replace(" ", "")
+            doc["responses"][status] = response_name(status)
+        if not any(400 <= status < 500 for status in statuses):
+            doc["responses"]["4XX"] = "ClientError"
         for response in doc["responses"].values():
             if isinstance(response, dict):
                 response.setdefault("headers", {})["X-Request-ID"] = "X-Request-ID"
         return doc
+
+
+def response_name(status: int) -> str:
+    return problems.title(status).replace(" ", "")
+
+
+class Docstrings(BasePlugin):
+    """Describes every shape with the docstring of its schema."""
+
+    def schema_helper(self, name: str, definition: Any, **options: Any) -> dict[str, Any]:
+        return {"description": options["schema"].__doc__}
 
 
 class Api(flask_smorest.Api):
@@ -171,6 +187,9 @@ class Api(flask_smorest.Api):
     def handle_http_exception(self, error: HTTPException) -> Response:
         return problems.answer(error)
 
+    def _init_spec(self, **options: Any) -> None:
+        super()._init_spec(extra_plugins=[Docstrings()], **options)
+
     def _register_etag_headers(self) -> None:
         """Nothing: ours are among the headers below."""
 
@@ -179,12 +198,15 @@ class Api(flask_smorest.Api):
 
     def _register_responses(self) -> None:
         components = self.spec.components
+        statuses = set(problems.DETAILS)
         if self._app.extensions["auth"]:
             scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
             scheme["description"] = "A token whose `sub` is the `user_id` in the path."
             components.security_scheme("bearer", scheme)
+        else:
+            statuses -= set(TOKEN_PROBLEMS)
         for name, header in RESPONSE_HEADERS.items():
-            components.header(name, {"required": name != "Link", **header}, lazy=True)
+            components.header(name, {"required": True, **header}, lazy=True)
         for name, parameter in REQUEST_HEADERS.items():
             components.parameter(name, "header", {"name": name, **parameter}, lazy=True)
         components.response(
@@ -195,17 +217,21 @@ class Api(flask_smorest.Api):
             },
             lazy=True,
         )
-        for status, detail in problems.DETAILS.items():
-            content: dict[str, Any] = {"schema": problems.ProblemSchema}
-            if status != 422:  # The schema's own example is one.
-                content["example"] = problems.example(status)
-            headers = {"X-Request-ID", PROBLEM_HEADERS.get(status, "X-Request-ID")}
-            components.response(
-                problems.title(status).replace(" ", ""),
-                {
-                    "description": detail,
-                    "headers": {name: name for name in sorted(headers)},
-                    "content": {problems.CONTENT_TYPE: content},
-                },
-                lazy=True,
-            )
+        self._register_problem("ClientError", "Something is wrong with the request.", 400)
+        for status in statuses:
+            self._register_problem(response_name(status), problems.DETAILS[status], status)
+
+    def _register_problem(self, name: str, description: str, status: int) -> None:
+        content: dict[str, Any] = {"schema": problems.ProblemSchema}
+        if status != 422:  # The schema's own example is one.
+            content["example"] = problems.example(status)
+        headers = (*PROBLEM_HEADERS.get(status, ()), "X-Request-ID")
+        self.spec.components.response(
+            name,
+            {
+                "description": description,
+                "headers": {name: name for name in headers},
+                "content": {problems.CONTENT_TYPE: content},
+            },
+            lazy=True,
+        )

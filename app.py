@@ -99,7 +99,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
         API_SPEC_OPTIONS={
-            "info": {"description": DESCRIPTION, "license": {"name": "MIT", "identifier": "MIT"}},
+            "info": {
+                "description": DESCRIPTION,
+                "contact": {"name": "the maintainers"},
+                "license": {"name": "MIT", "url": "https://spdx.org/licenses/MIT.html"},
+            },
             "servers": [{"url": "/"}],
         },
     )

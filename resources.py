@@ -112,7 +112,9 @@ class TaskSchema(ma.Schema):
     user_id = ma.fields.String(required=True, metadata={"example": "alice"})
     title = ma.fields.String(required=True, metadata={"example": "Buy milk"})
     description = ma.fields.String(
-        required=True, allow_none=True, metadata={"example": "Two bottles"}
+        required=True,
+        allow_none=True,
+        metadata={"example": "Two bottles", "description": "null stands for none."},
     )
     completed = ma.fields.Boolean(required=True, metadata={"example": False})
     created_at = ma.fields.AwareDateTime(
@@ -140,7 +142,11 @@ class TaskUpdateSchema(BodySchema):
     description = ma.fields.String(
         allow_none=True,
         validate=[storable, Length(max=5000)],
-        metadata={"description": "null: none.", "pattern": STORABLE, "example": "Two bottles"},
+        metadata={
+            "description": "null stands for none.",
+            "pattern": STORABLE,
+            "example": "Two bottles",
+        },
     )
     completed = StrictBoolean(metadata={"example": False})
 
@@ -175,7 +181,10 @@ class TaskQuerySchema(ma.Schema):
 
     status = ma.fields.String(
         validate=OneOf(["all", "pending", "completed"]),
-        metadata={"description": "Only these.", "default": "all"},
+        metadata={
+            "description": "Only the tasks still to do, or only those done.",
+            "default": "all",
+        },
     )
     search = ma.fields.String(
         validate=[storable, Length(min=1), Length(max=200)],
@@ -187,19 +196,22 @@ class TaskQuerySchema(ma.Schema):
     )
     sort = ma.fields.String(
         validate=OneOf(["created", "updated", "title"]),
-        metadata={"description": "What to sort by; titles in lower case.", "default": "created"},
+        metadata={
+            "description": "What to sort by: a time, or the title in lower case.",
+            "default": "created",
+        },
     )
     order = ma.fields.String(
         validate=OneOf(["asc", "desc"]),
-        metadata={"description": "Smallest or largest first.", "default": "asc"},
+        metadata={"description": "The smallest first, or the largest.", "default": "asc"},
     )
     limit = Digits(
         validate=Range(1, models.MAX_PAGE),
-        metadata={"description": "How many at most.", "default": models.MAX_PAGE},
+        metadata={"description": "How many tasks at most.", "default": models.MAX_PAGE},
     )
     cursor = CursorField(
         metadata={
-            "description": "Where to go on: take the whole address from the Link header.",
+            "description": "Where to go on, as the address in the header `Link` has it.",
             "minLength": 1,
         }
     )
