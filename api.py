@@ -160,7 +160,8 @@ class Blueprint(flask_smorest.Blueprint):
         for status in (*statuses, 500):
             doc["responses"][status] = response_name(status)
         if not any(400 <= status < 500 for status in statuses):
-            doc["responses"]["4XX"] = "ClientError"
+            # No request is too simple to be wrong: one for a WebSocket is.
+            doc["responses"][400] = "ClientError"
         for response in doc["responses"].values():
             if isinstance(response, dict):
                 response.setdefault("headers", {})["X-Request-ID"] = "X-Request-ID"

@@ -1,0 +1,44 @@
+// A client of the task API whose paths, parameters, bodies and errors have the document's types.
+import createClient, { type Client } from "openapi-fetch";
+import type { components, operations, paths } from "./schema.js";
+
+export type Task = components["schemas"]["Task"];
+export type Problem = components["schemas"]["Problem"];
+export type TaskQuery = NonNullable<operations["listTasks"]["parameters"]["query"]>;
+
+export function connect(baseUrl: string, token?: string): Client<paths> {
+  return createClient<paths>({
+    baseUrl,
+    headers: token ? { Authorization: `Bearer ${token}` } : {},
+  });
+}
+
+// What was asked for. Throws the server's own words if it is not there.
+export function dataOf<Data>(answer: { data?: Data; error?: Problem; response: Response }): Data {
+  if (answer.data === undefined) {
+    throw new Error(`${answer.response.status}: ${answer.error?.detail ?? "no answer to read"}`);
+  }
+  return answer.data;
+}
+
+// Every task of a list, page after page, as long as the header `Link` leads on.
+export async function* allTasks(
+  client: Client<paths>,
+  user_id: string,
+  query: TaskQuery,
+): AsyncGenerator<Task> {
+  let cursor: string | null = null;
+  do {
+    const page: TaskQuery = cursor === null ? query : { ...query, cursor };
+    const answer = await client.GET("/api/{user_id}/tasks", {
+      params: { path: { user_id }, query: page },
+    });
+    yield* dataOf(answer);
+    cursor = nextCursor(answer.response);
+  } while (cursor !== null);
+}
+
+function nextCursor(response: Response): string | null {
+  const next = /<([^>]*)>; rel="next"/.exec(response.headers.get("Link") ?? "")?.[1];
+  return next === undefined ? null : new URL(next, response.url).searchParams.get("cursor");
+}

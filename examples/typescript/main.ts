@@ -1,0 +1,92 @@
+// Every operation of the task API, one after another. Each request is printed with its status.
+import { randomUUID } from "node:crypto";
+import { allTasks, connect, dataOf, type TaskQuery } from "./client.js";
+
+const user_id = process.env.TASK_API_USER ?? "alice";
+const client = connect(
+  process.env.TASK_API_URL ?? "http://127.0.0.1:8000",
+  process.env.TASK_API_TOKEN,
+);
+client.use({
+  onResponse({ request, response, schemaPath }) {
+    console.log(request.method, schemaPath + new URL(request.url).search, response.status);
+  },
+});
+
+console.log("The server:", dataOf(await client.GET("/health")).status);
+console.log("The database:", dataOf(await client.GET("/ready")).status);
+
+// Create. Under a key of our own the request can be repeated: there is one task all the same.
+const creation = {
+  params: { path: { user_id }, header: { "Idempotency-Key": randomUUID() } },
+  body: { title: "Buy milk", description: "Two bottles" },
+};
+const task = dataOf(await client.POST("/api/{user_id}/tasks", creation));
+const replay = await client.POST("/api/{user_id}/tasks", creation);
+console.log("Created before:", replay.response.headers.get("Idempotent-Replayed"));
+console.log("The same task:", dataOf(replay).id === task.id);
+const other = dataOf(
+  await client.POST("/api/{user_id}/tasks", {
+    params: { path: { user_id } },
+    body: { title: "Buy more milk" },
+  }),
+);
+
+// List, one task a page.
+const query: TaskQuery = {
+  status: "pending",
+  search: "MILK",
+  sort: "title",
+  order: "desc",
+  limit: 1,
+};
+for await (const { title, description } of allTasks(client, user_id, query)) {
+  console.log("To do:", title, description?.toUpperCase() ?? "(no description)");
+}
+
+// Read, and read again only if it has changed: a 304 has neither data nor an error.
+const path = { user_id, task_id: task.id };
+const read = await client.GET("/api/{user_id}/tasks/{task_id}", { params: { path } });
+const etag = read.response.headers.get("ETag") ?? "";
+const unchanged = await client.GET("/api/{user_id}/tasks/{task_id}", {
+  params: { path, header: { "If-None-Match": etag } },
+});
+console.log("Unchanged:", unchanged.response.status === 304);
+
+// Change, unless somebody else has: who comes with an old tag gets a 412.
+const change = { params: { path, header: { "If-Match": etag } }, body: { title: "Buy oat milk" } };
+console.log("Now:", dataOf(await client.PUT("/api/{user_id}/tasks/{task_id}", change)).title);
+const late = await client.PUT("/api/{user_id}/tasks/{task_id}", change);
+console.log("Too late:", late.error?.detail);
+
+// Change some fields with a JSON merge patch, in which null clears a field.
+const patched = await client.PATCH("/api/{user_id}/tasks/{task_id}", {
+  params: { path },
+  headers: { "Content-Type": "application/merge-patch+json" },
+  body: { description: null },
+});
+console.log("No description:", dataOf(patched).description === null);
+
+// Complete: without a body it flips, with one it sets, which can be repeated without harm.
+const flipped = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params: { path } });
+console.log("Completed:", dataOf(flipped).completed);
+const set = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", {
+  params: { path },
+  body: { completed: true },
+});
+console.log("Still completed:", dataOf(set).completed);
+
+// What is wrong is in `detail` for people, and in `errors` field by field.
+const invalid = await client.POST("/api/{user_id}/tasks", {
+  params: { path: { user_id } },
+  body: { title: "" },
+});
+console.log("Refused:", invalid.error?.detail, invalid.error?.errors?.title);
+
+// Delete. A second time there is nothing.
+for (const task_id of [task.id, other.id]) {
+  const deletion = { params: { path: { user_id, task_id } } };
+  console.log(dataOf(await client.DELETE("/api/{user_id}/tasks/{task_id}", deletion)).message);
+}
+const gone = await client.DELETE("/api/{user_id}/tasks/{task_id}", { params: { path } });
+console.log("Gone:", gone.error?.detail);

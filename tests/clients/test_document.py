@@ -1,0 +1,57 @@
+"""The OpenAPI document, as linters and generators of clients see it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from clients.conftest import HERE, Tools
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+WARNING = re.compile(r"warn|error|fail|deprecat|ignor|skip|unsupported|⚠|✖|❌", re.IGNORECASE)
+GENERATORS = {
+    "openapi-typescript": ("openapi-typescript", "openapi.json", "--output", "client.d.ts"),
+    "hey-api": ("openapi-ts", "--input", "openapi.json", "--output", "client", "--no-log-file"),
+    "orval": ("orval", "--input", "openapi.json", "--output", "client.ts", "--client", "fetch"),
+}
+
+
+def test_spectral_has_nothing_to_say(tools: Tools, document: Path) -> None:
+    rules = ("--ruleset", HERE / "spectral.yaml", "--fail-severity", "hint")
+    lint = tools.run(
+        document.parent, "spectral", "lint", "--quiet", "--format", "json", *rules, document
+    )
+    assert json.loads(lint.stdout) == []
+    assert (lint.returncode, lint.stderr) == (0, "")
+
+
+def test_redocly_has_nothing_to_say(tools: Tools, document: Path) -> None:
+    rules = ("--extends", "recommended-strict", "--format", "json")
+    lint = tools.run(document.parent, "redocly", "lint", *rules, document)
+    result = json.loads(lint.stdout)
+    assert result["problems"] == []
+    assert result["totals"] == {"errors": 0, "warnings": 0, "ignored": 0}
+    assert lint.returncode == 0
+
+
+def test_openapi_spec_validator_has_nothing_to_say(document: Path) -> None:
+    validator = OpenAPIV31SpecValidator(json.loads(document.read_text()))
+    assert list(validator.iter_errors()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_client_is_generated_without_a_warning_and_compiles_under_strict(
+    tools: Tools, document: Path, tmp_path: Path, generator: str
+) -> None:
+    shutil.copy(document, tmp_path)
+    shutil.copy(HERE / "tsconfig.json", tmp_path)
+    made = tools.run(tmp_path, *GENERATORS[generator])
+    assert (made.returncode, made.stderr) == (0, ""), made.stdout
+    assert not WARNING.search(made.stdout), made.stdout
+    sources = [file.read_text() for file in tmp_path.rglob("*.ts")]
+    for operation in ("listTasks", "createTask", "completeTask", "getReadiness"):
+        assert any(operation in source for source in sources)
+    compiled = tools.run(tmp_path, "tsc", "--project", ".")
+    assert (compiled.returncode, compiled.stdout) == (0, "")
