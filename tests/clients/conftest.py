@@ -44,7 +44,7 @@ class Tools:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
 
