@@ -141,6 +141,24 @@ def test_a_new_task_is_linked_to_all_that_can_be_done_with_it(
         }
 
 
+def test_a_parameter_has_its_type_and_its_values(document: dict[str, Any]) -> None:
+    parameters = document["paths"]["/api/{user_id}/tasks"]["get"]["parameters"]
+    found = {each["name"]: each for each in parameters if each.get("in") == "query"}
+    assert not any(each["required"] for each in found.values())
+    schemas = {name: each["schema"] for name, each in found.items()}
+    assert schemas["status"]["enum"] == ["all", "pending", "completed"]
+    assert schemas["sort"]["enum"] == ["created", "updated", "title"]
+    assert schemas["order"]["enum"] == ["asc", "desc"]
+    limit = schemas["limit"]
+    assert (limit["type"], limit["minimum"], limit["maximum"]) == ("integer", 1, 10000)
+    assert limit["default"] == 10000
+
+
+def test_a_response_header_is_promised_where_it_always_comes(document: dict[str, Any]) -> None:
+    headers = document["components"]["headers"]
+    assert {name for name, header in headers.items() if not header["required"]} == {"Link"}
+
+
 def test_every_shape_is_described(document: dict[str, Any]) -> None:
     for name, schema in document["components"]["schemas"].items():
         assert schema["description"], name

@@ -1,51 +1,13 @@
-"""What the client tests share: Node.js tools, kept off the network, and the OpenAPI documents."""
+"""The fixtures of the client tests: the tools, the service and its OpenAPI document."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
-from server import ROOT, Server
-
-HERE = Path(__file__).parent
-EXAMPLE = ROOT / "examples" / "typescript"
-SECRET = "a secret of the tests, of 32 bytes or more"
-# No telemetry and no question about updates; whatever asks all the same reaches nobody.
-OFFLINE = {
-    "DO_NOT_TRACK": "1",
-    "REDOCLY_TELEMETRY": "off",
-    "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
-    "npm_config_update_notifier": "false",
-    "HTTP_PROXY": "http://127.0.0.1:9",
-    "HTTPS_PROXY": "http://127.0.0.1:9",
-    "NO_PROXY": "127.0.0.1",
-    "NO_COLOR": "1",
-}
-
-
-class Tools:
-    """The commands in a folder's `node_modules`."""
-
-    def __init__(self, packages: Path, home: Path) -> None:
-        self.environment = OFFLINE | {
-            "HOME": str(home),
-            "PATH": f"{packages / 'node_modules' / '.bin'}:{os.environ['PATH']}",
-        }
-
-    def run(
-        self, folder: Path, *command: str | Path, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(word) for word in command],
-            cwd=folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+from clients.node import EXAMPLE, HERE, SECRET, Tools
+from server import Server
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +40,7 @@ def service(
 
 
 @pytest.fixture(scope="session")
-def document(node: None, protection: dict[str, str], folder: Path) -> Path:
+def document(protection: dict[str, str], folder: Path) -> Path:
     """The OpenAPI document in a file."""
     place = folder / f"document-{len(protection)}"
     place.mkdir()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from clients.conftest import HERE, Tools
+from clients.node import HERE, Tools
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 WARNING = re.compile(r"warn|error|fail|deprecat|ignor|skip|unsupported|⚠|✖|❌", re.IGNORECASE)

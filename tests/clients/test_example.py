@@ -13,7 +13,7 @@ from uuid import uuid4
 import jwt
 import pytest
 import requests
-from clients.conftest import EXAMPLE, SECRET, Tools
+from clients.node import EXAMPLE, SECRET, Tools
 from server import Server, User
 
 LINE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/\S+) (\d{3})")
