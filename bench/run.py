@@ -366,6 +366,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     options = parser.parse_args()
+    parts = options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(unknown)}")
     with cluster() as made:
         database = Database(made)
         with serving(OURS, database.url):
@@ -375,7 +378,7 @@ def main() -> None:
             database.restore(service.table, 10)
             with serving(service, database.url) as instance:
                 check(service, instance, database)
-        for part in options.only.split(","):
+        for part in parts:
             PARTS[part](database, options)
             progress(f"{part} is done")
 
