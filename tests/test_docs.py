@@ -101,11 +101,6 @@ def test_headers_are_documented_where_they_come(document: dict[str, Any]) -> Non
     assert headers(task, "put", "503") == {"Retry-After"}
 
 
-def test_only_the_link_to_a_next_page_may_be_missing(document: dict[str, Any]) -> None:
-    headers = document["components"]["headers"]
-    assert [name for name in headers if not headers[name]["required"]] == ["Link"]
-
-
 def test_request_headers_and_bodies_are_documented(document: dict[str, Any]) -> None:
     def taken(path: str, method: str) -> set[str]:
         parameters = document["paths"][path][method]["parameters"]
