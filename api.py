@@ -159,9 +159,6 @@ class Blueprint(flask_smorest.Blueprint):
         doc.setdefault("parameters", []).extend([*headers, "X-Request-ID"])
         for status in (*statuses, 500):
             doc["responses"][status] = response_name(status)
-        if not any(400 <= status < 500 for status in statuses):
-            # No request is too simple to be wrong: one for a WebSocket is.
-            doc["responses"][400] = "ClientError"
         for response in doc["responses"].values():
             if isinstance(response, dict):
                 response.setdefault("headers", {})["X-Request-ID"] = "X-Request-ID"
@@ -218,21 +215,18 @@ class Api(flask_smorest.Api):
             },
             lazy=True,
         )
-        self._register_problem("ClientError", "Something is wrong with the request.", 400)
         for status in statuses:
-            self._register_problem(response_name(status), problems.DETAILS[status], status)
-
-    def _register_problem(self, name: str, description: str, status: int) -> None:
-        content: dict[str, Any] = {"schema": problems.ProblemSchema}
-        if status != 422:  # The schema's own example is one.
-            content["example"] = problems.example(status)
-        headers = (*PROBLEM_HEADERS.get(status, ()), "X-Request-ID")
-        self.spec.components.response(
-            name,
-            {
-                "description": description,
-                "headers": {name: name for name in headers},
-                "content": {problems.CONTENT_TYPE: content},
-            },
-            lazy=True,
-        )
+            content: dict[str, Any] = {"schema": problems.ProblemSchema}
+            if status != 422:  # The schema's own example is one.
+                content["example"] = problems.example(status)
+            components.response(
+                response_name(status),
+                {
+                    "description": problems.DETAILS[status],
+                    "headers": {
+                        name: name for name in (*PROBLEM_HEADERS.get(status, ()), "X-Request-ID")
+                    },
+                    "content": {problems.CONTENT_TYPE: content},
+                },
+                lazy=True,
+            )

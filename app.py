@@ -189,7 +189,7 @@ def refuse_undecodable_path() -> None:
 
 
 @service.route("/health")
-@service.operation("getHealth")
+@service.operation("getHealth", also=(400,))
 @service.response(200, resources.StatusSchema)
 def health() -> Response:
     """Is the server there?
@@ -200,7 +200,7 @@ def health() -> Response:
 
 
 @service.route("/ready")
-@service.operation("getReadiness", also=(503,))
+@service.operation("getReadiness", also=(400, 503))
 @service.response(200, resources.StatusSchema)
 def ready() -> Response:
     """Is the database there, too?

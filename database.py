@@ -14,9 +14,8 @@ from playhouse.migrations import Runner
 from werkzeug.exceptions import ServiceUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# Seconds: for a place among the threads that may use the database when none gets free, for all
-# that a request does there, and for what the start does.
-PLACE, REQUEST, START = 0.25, 8.0, 4.0
+# Seconds: for all that a request does in the database, and for what the start does.
+REQUEST, START = 8.0, 4.0
 # Threads that stay out of the database, so that /health is answered while it hangs.
 RESERVE = 4
 
@@ -33,6 +32,9 @@ class Answer(NamedTuple):
 
 class TaskDatabase(peewee.Database):
     """A database that statements are sent to, from threads that it keeps a connection for."""
+
+    # Seconds for a place among the threads that may use it, when none of them gets done.
+    patience = 0.25
 
     def __init__(self, *arguments: Any, threads: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -59,8 +61,8 @@ class TaskDatabase(peewee.Database):
 
     def _enter(self) -> None:
         """Wait for a place, but only while others leave theirs: else all threads hang here."""
-        while not self._places.acquire(timeout=PLACE):
-            if monotonic() - self._left_at > PLACE or not time_left():
+        while not self._places.acquire(timeout=self.patience):
+            if monotonic() - self._left_at > self.patience or not time_left():
                 raise unavailable("every connection is busy")
 
     def migrate(self) -> list[str]:

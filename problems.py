@@ -13,7 +13,7 @@ CONTENT_TYPE = "application/problem+json"
 # The names in RFC 9110, section 15.5; Python has them since 3.13.
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 DETAILS = {
-    400: "The body is missing, or it is not JSON.",
+    400: "The body is missing or is not JSON, or the request asks for a WebSocket.",
     401: "A valid bearer token is required.",
     403: "The token belongs to another user.",
     404: "There is nothing at this path.",

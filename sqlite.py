@@ -18,6 +18,8 @@ from database import REQUEST, Answer, TaskDatabase, unavailable
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """One writer at a time, in a queue that is fair, and many readers."""
 
+    patience = REQUEST / 2  # No network is in between that could swallow an answer.
+
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(
             file,

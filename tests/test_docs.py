@@ -85,6 +85,7 @@ def test_even_a_request_without_parameters_can_be_wrong(server: Server, path: st
     response = requests.get(server.url + path, headers=upgrade)
     assert response.status_code == 400
     assert response.headers["Content-Type"] == "application/problem+json"
+    assert "WebSocket" in response.json()["detail"]
 
 
 def test_headers_are_documented_where_they_come(document: dict[str, Any]) -> None:
