@@ -68,10 +68,11 @@ class Database:
         self.execute(SEED.format(table="peer_task", more="", values=""))
 
     def restore(self, table: str, doomed: int) -> None:
-        """Bring back what was deleted, and take away what was created."""
+        """Bring back what was deleted, take away what was created, and leave nothing to clean up."""
         more, values = (MORE, VALUES) if table == "task" else ("", "")
         self.execute(DOOMED.format(table=table, more=more, values=values, count=doomed))
         self.execute(f"VACUUM ANALYZE {table}")
+        self.execute("CHECKPOINT")
 
     def requests(self, table: str, seconds: int) -> dict[str, list[str]]:
         """The requests of each operation, enough that no task is deleted twice in `seconds`."""

@@ -33,6 +33,7 @@ def filled(database: Database, users: int, tasks: int) -> Database:
         pass
     database.execute(FILL.format(users=users, tasks=tasks))
     database.execute("VACUUM ANALYZE")
+    database.execute("CHECKPOINT")
     progress(f"{users * tasks:,} tasks")
     return database
 

@@ -98,8 +98,7 @@ def take_turns(
             for operation in operations:
                 for service, instance in order:
                     if service.has(operation):
-                        if not operation.startswith(("get", "list")):
-                            database.restore(service.table, 10_000 * options.seconds)
+                        database.restore(service.table, 10_000 * options.seconds)
                         lines = work(service)
                         warm_up(instance, lines["get"])
                         figures = measure(instance, database, lines[operation], options.seconds)
