@@ -68,7 +68,7 @@ class Database:
         self.execute(SEED.format(table="peer_task", more="", values=""))
 
     def restore(self, table: str, doomed: int) -> None:
-        """Bring back what was deleted, take away what was created, and leave nothing to clean up."""
+        """Bring back what was deleted, and take away what was created."""
         more, values = (MORE, VALUES) if table == "task" else ("", "")
         self.execute(DOOMED.format(table=table, more=more, values=values, count=doomed))
         self.execute(f"VACUUM ANALYZE {table}")

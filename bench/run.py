@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -337,7 +338,8 @@ def progress(text: str) -> None:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A PostgreSQL that is thrown away afterwards."""
+    """A PostgreSQL that is thrown away afterwards, also after a SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     folder.chmod(0o755)
     made = Cluster(folder)

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import selectors
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def wire(upstream: int) -> Iterator[Wire]:
 
 
 def carry(listener: socket.socket, upstream: int, turns: Any, delay: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Not what the parent does on one.
     # epoll rounds a wait up to the next millisecond, select does not.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
 
