@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 class TaskDatabase(peewee.Database):
-    """A database that statements are sent to, from threads that it keeps a connection for."""
+    """A database that many threads send statements to."""
 
     # Seconds for a place among the threads that may use it, when none of them gets done.
     patience = 0.25

@@ -26,23 +26,18 @@ UUID_OID = 2950
 
 
 class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
-    """A connection for each thread, which is replaced when it is lost."""
-
-    _state: Any  # Peewee's, with the connection of the current thread.
+    """A stack of connections, as many as were needed at once: few are open, and these are warm."""
 
     def __init__(self, url: str, threads: int) -> None:
         super().__init__(url, threads=threads)
-        self._generation = 0
+        self._stack: list[extensions.connection] = []
         self._failed_dials = 0
         self._paused_until = 0.0
         extensions.set_wait_callback(wait)
         # Peewee has psycopg2 make objects of UUIDs, whose text is all that is needed here.
         extensions.string_types.pop(UUID_OID, None)
 
-    def connect(self, reuse_if_open: bool = False) -> bool:
-        """As Peewee's own, which would hold a lock of the whole process while it dials."""
-        if reuse_if_open and not self.is_closed():
-            return False
+    def _connect(self) -> extensions.connection:
         if monotonic() < self._paused_until:
             raise psycopg2.OperationalError("the server could not be reached a moment ago")
         try:
@@ -66,25 +61,27 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             connection.close()
             raise psycopg2.OperationalError("the database's encoding is not UTF8")
         connection.autocommit = True
-        self._state.set_connection(connection)
-        self._state.generation = self._generation
-        return True
+        return connection
 
     def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
         sent = False
         for _ in range(ATTEMPTS):
             connection = None
             try:
-                connection = self._live_connection()
+                stack, connection = self._connection(is_delete=sql.startswith("DELETE"))
                 with within(STATEMENT), connection.cursor() as cursor:
                     cursor.execute(sql, values)
-                    return Answer(cursor.fetchall(), resent=sent)
+                    rows = cursor.fetchall()
             except psycopg2.Error as error:
                 failure = error
-                if connection is None or is_lost(connection, error):
-                    sent = sent or connection is not None
-                    self._drop()
-                elif isinstance(error, extensions.TransactionRollbackError):
+                if connection is None:
+                    continue
+                if is_lost(connection, error):
+                    sent = True
+                    self._leave(stack, connection)
+                    continue
+                stack.append(connection)
+                if isinstance(error, extensions.TransactionRollbackError):
                     sleep(random() * ROLLED_BACK)
                 elif is_passing(error):
                     # Somebody may have restored the database to a time before its schema.
@@ -92,29 +89,34 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     raise unavailable(error) from error
                 else:
                     raise
+            else:
+                stack.append(connection)
+                return Answer(rows, resent=sent)
         raise unavailable(failure) from failure
 
-    def _live_connection(self) -> extensions.connection:
-        """This thread's connection, after a look at its socket that costs no round trip."""
-        connection = self._state.conn
-        if connection and (
-            connection.closed
-            or self._state.generation != self._generation
-            or has_input(connection)  # Nothing was asked: the server said goodbye.
-        ):
-            self._drop()
-        if self._state.closed:
-            self.connect()
-        live: extensions.connection = self._state.conn
-        return live
+    def _connection(
+        self, *, is_delete: bool
+    ) -> tuple[list[extensions.connection], extensions.connection]:
+        """The stack, and a connection of it, or a new one.
 
-    def _drop(self) -> None:
-        """Close this thread's connection; the others will not trust those as old as it was."""
-        if not self._state.closed:
-            self._state.conn.close()
-            if self._state.generation == self._generation:
-                self._generation += 1
-        self._state.reset()
+        Every statement but a DELETE can be sent on a connection that is dead: sent again, it knows
+        what it has done. Where a DELETE finds nothing, the first one may have been it.
+        """
+        while stack := self._stack:
+            try:
+                connection = stack.pop()
+            except IndexError:  # Another thread has it.
+                break
+            if not (is_delete and has_input(connection)):  # Then the server has said goodbye.
+                return stack, connection
+            self._leave(stack, connection)
+        return stack, self._connect()
+
+    def _leave(self, stack: list[extensions.connection], lost: extensions.connection) -> None:
+        """Begin a new stack: none of those that are as old as the lost one is used again."""
+        lost.close()
+        if self._stack is stack:
+            self._stack = []
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
@@ -124,12 +126,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 self.execute_sql("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
                 yield
         except (peewee.OperationalError, peewee.InterfaceError) as error:
-            self._drop()
             raise unavailable(error) from error
         except peewee.ProgrammingError as error:
             if not isinstance(error.__context__, errors.InsufficientPrivilege):
                 raise
             raise unavailable(error) from error
+        finally:
+            self.dispose()
 
 
 class DeadlinePassed(psycopg2.OperationalError):
