@@ -101,7 +101,7 @@ def list_tasks(
         id=cursor and cursor.id,
         limit=limit + 1,
     ).rows
-    tasks = [shown(row) for row in rows[:limit]]
+    tasks = [shown(user_id, row) for row in rows[:limit]]
     if len(rows) <= limit:
         return tasks, None
     last = tasks[-1]
@@ -124,13 +124,14 @@ def create_task(
     content = {"title": title, "description": description, "completed": completed}
     revision = new_revision()
     created = tagged(
+        user_id,
         send(
             insert,
             user_id=user_id,
             id=str(uuid5(uuid5(KEYS, user_id), key) if key else uuid4()),
             **with_folded(content),
             revision=revision,
-        ).rows[0]
+        ).rows[0],
     )
     task = created.task
     if created.revision == revision:
@@ -143,7 +144,7 @@ def create_task(
 def get_task(user_id: str, task_id: str) -> Tagged:
     """Find a task. Raises NotFound."""
     for row in send(select_one, user_id=user_id, id=task_id).rows:
-        return tagged(row)
+        return tagged(user_id, row)
     raise NotFound(NO_SUCH_TASK)
 
 
@@ -178,7 +179,7 @@ def update_task(
         **revisions,
     )
     for row in answer.rows:
-        return tagged(row)
+        return tagged(user_id, row)
     raise missed(user_id, task_id, expected)
 
 
@@ -206,21 +207,22 @@ def send(query: Callable[..., str], *variant: Any, **values: Any) -> Answer:
     return database.send(query(database, *variant), values)
 
 
-def shown(row: tuple[Any, ...]) -> dict[str, Any]:
-    """The row of COLUMNS as the API shows it."""
+def shown(user_id: str, row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of SHOWN, or of COLUMNS, as the API shows it."""
     return {
         "id": row[0],
-        "user_id": row[1],
-        "title": row[2],
-        "description": row[3],
-        "completed": bool(row[4]),
-        "created_at": row[5],
-        "updated_at": row[6],
+        "user_id": user_id,
+        "title": row[1],
+        "description": row[2],
+        "completed": bool(row[3]),
+        "created_at": row[4],
+        "updated_at": row[5],
     }
 
 
-def tagged(row: tuple[Any, ...]) -> Tagged:
-    return Tagged(shown(row), row[7])
+def tagged(user_id: str, row: tuple[Any, ...]) -> Tagged:
+    """A row of COLUMNS as a task and its revision."""
+    return Tagged(shown(user_id, row), row[6])
 
 
 def new_revision() -> str:
@@ -274,16 +276,16 @@ def contains(text: TextField, part: Parameter) -> Dialect:
 
 # The database's clock, which all instances share.
 NOW = Dialect(postgres=fn.now(), sqlite=Parameter("now"))
-COLUMNS = (
+# Without the owner, whom every statement names.
+SHOWN = (
     Task.id,
-    Task.user_id,
     Task.title,
     Task.description,
     Task.completed,
     text_of(Task.created_at),
     text_of(Task.updated_at),
-    Task.revision,
 )
+COLUMNS = (*SHOWN, Task.revision)
 SORTS = {"created": Task.created_at, "updated": Task.updated_at, "title": Task.title_lower}
 
 
@@ -300,7 +302,7 @@ def select_one() -> Node:
 @statement
 def select_page(filtered: bool, searched: bool, sort: str, order: str, continued: bool) -> Node:
     key = SORTS[sort]
-    query = Task.select(*COLUMNS).where(Task.user_id == Parameter("user_id"))
+    query = Task.select(*SHOWN).where(Task.user_id == Parameter("user_id"))
     if filtered:
         query = query.where(Task.completed == Parameter("completed"))
     if searched:
