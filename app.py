@@ -90,9 +90,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Application(__name__)
     app.json = OrjsonProvider(app)
     app.config.update(
-        # One byte more, so that a body of unknown length that is too long can be told from one
-        # that is not: Werkzeug cuts it here without a word.
-        MAX_CONTENT_LENGTH=api.MAX_BODY + 1,
         SEND_FILE_MAX_AGE_DEFAULT=3600,
         API_TITLE="Task API",
         API_VERSION=VERSION,
