@@ -47,7 +47,7 @@ def database_url(request: pytest.FixtureRequest, folder: Path) -> str:
 @pytest.fixture(scope="session")
 def server(database_url: str, folder: Path) -> Iterator[Server]:
     place = folder / database_url.partition(":")[0]
-    place.mkdir()
+    place.mkdir(exist_ok=True)  # pytest may come back to a database that it had left.
     with Server(place, DATABASE_URL=database_url) as running:
         yield running
         assert running.stop() == 0

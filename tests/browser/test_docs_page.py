@@ -10,6 +10,7 @@ from uuid import uuid4
 import jwt
 import pytest
 import requests
+from faults.network import eventually
 from playwright.sync_api import Browser, BrowserContext, Locator, expect
 from server import Server, User
 
@@ -218,9 +219,9 @@ def test_it_is_as_dark_as_the_system(open: Server, visit: Callable[..., Visit]) 
         return sum(map(int, re.findall(r"\d+", colour)[:3]))
 
     page = visit(open, color_scheme="dark").page
-    assert brightness_of_the_text() > 500
+    eventually(lambda: brightness_of_the_text() > 500, 5)
     page.emulate_media(color_scheme="light")
-    assert brightness_of_the_text() < 300
+    eventually(lambda: brightness_of_the_text() < 300, 5)
 
 
 def test_a_script_that_got_in_neither_runs_nor_calls(
