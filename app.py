@@ -52,8 +52,7 @@ service = api.Blueprint("service", __name__, description="Is it there, and can i
 
 
 class Application(Flask):
-    """Flask, with every path the same with and without a slash at its end, and every request
-    in the log."""
+    """Flask, to which a slash at the end of a path is nothing, and which logs every request."""
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
         path = environ["PATH_INFO"]

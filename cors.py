@@ -2,8 +2,10 @@
 
 from flask import Flask, Response, request
 
+import api
+
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-SENT = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID"
+SENT = ", ".join(["Authorization", "Content-Type", *api.REQUEST_HEADERS])
 EXPOSED = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-ID"
 # For how many seconds a browser need not ask again; Chromium remembers no longer.
 MAX_AGE = "7200"
