@@ -50,6 +50,14 @@ def test_every_request_is_one_line_of_the_log(user: User) -> None:
     assert "secret" not in str(line)
 
 
+@pytest.mark.parametrize("end", ["", "/"])
+def test_the_line_has_the_path_in_its_own_letters(server: Server, end: str) -> None:
+    start = server.log_file.stat().st_size
+    assert requests.get(f"{server.url}/api/用户/tasks{end}").status_code == 200
+    (line,) = server.log(start)
+    assert line["path"] == "/api/用户/tasks"
+
+
 @pytest.mark.parametrize(
     "request_",
     [
