@@ -10,6 +10,7 @@ import flask_swagger_ui
 import orjson
 from flask import Blueprint, Flask, Response, jsonify, redirect, render_template, request
 from flask.json.provider import JSONProvider
+from gunicorn.arbiter import Arbiter
 from werkzeug.exceptions import NotFound, ServiceUnavailable
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -19,7 +20,7 @@ import cors
 import logs
 import models
 import resources
-from database import START, TaskDatabase, within
+from database import ForeignTable, TaskDatabase
 from postgres import Postgres
 from settings import VERSION, Settings, read_settings
 from sqlite import Sqlite
@@ -111,7 +112,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     register_api(app)
     app.register_blueprint(docs)
     cors.allow_origins(app, settings.cors_origins)
-    database = connect(settings)
+    database = app.extensions["database"] = connect(settings)
     add_commands(app, settings, database)
     return app
 
@@ -126,25 +127,24 @@ def register_api(app: Flask) -> None:
 
 
 def connect(settings: Settings) -> TaskDatabase:
-    """Bind the models to their database, and bring its schema up to date if it is there.
+    """The database, and its schema brought up to date if it is there.
 
-    Not for a command: few need a database. `flask run` does it with the first request.
+    Not for a command: few need a database. `flask run` does it with the first request. Raises
+    SystemExit if the database is somebody else's.
     """
     database: TaskDatabase
     if settings.database_url.startswith("sqlite:///"):
         database = Sqlite(settings.database_url.removeprefix("sqlite:///"), settings.threads)
     else:
-        database = Postgres(settings.database_url, settings.threads)
-    database.bind([models.Task])
+        database = Postgres(settings.database_url, settings.database_schema, settings.threads)
     if not click.get_current_context(silent=True):
         try:
-            with within(START):
-                for name in database.migrate():
-                    log.info("applied the migration %s", name)
+            database.await_schema()
         except ServiceUnavailable:
-            log.warning("started without the database; its schema is made with the first request")
-        finally:
-            database.close()
+            log.warning("started without the database; its schema is made as soon as it is there")
+        except ForeignTable as error:
+            log.critical("%s", error)
+            raise SystemExit(Arbiter.APP_LOAD_ERROR) from error
     return database
 
 
@@ -166,12 +166,12 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
         """Bring the database's schema up to date, as the server does when it starts."""
         logs.configure("ERROR")  # The one line below says it all.
         try:
-            names = database.migrate()  # Without a bound: a big table takes its time.
+            names = database.migrate()
         except ServiceUnavailable as error:
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise click.ClickException(f"database unavailable: {reason}") from error
-        finally:
-            database.close()
+        except ForeignTable as error:
+            raise click.ClickException(str(error)) from error
         click.echo("\n".join(f"applied {name}" for name in names) or "nothing to do")
 
 

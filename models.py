@@ -5,6 +5,7 @@ from random import getrandbits
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
+from flask import current_app
 from peewee import (
     SQL,
     BooleanField,
@@ -203,7 +204,7 @@ def ping() -> None:
 
 def send(query: Callable[..., str], *variant: Any, **values: Any) -> Answer:
     """Send a variant of one of the statements below, with its values."""
-    database: TaskDatabase = Task._meta.database
+    database: TaskDatabase = current_app.extensions["database"]
     return database.send(query(database, *variant), values)
 
 

@@ -27,6 +27,7 @@ LOG_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 POSTGRES_URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://([^\s'\"]+)")
 # An @ further on is one of the password, the rest of which libpq takes for the host's name.
 USER_AND_REST = re.compile(r"([^@/]*@)?[^@]*")
+SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # What libpq calls sslmode=require, as other drivers spell it.
@@ -42,6 +43,7 @@ class Settings:
     """Everything that the environment decides; `.env.example` says what each one means."""
 
     database_url: str = field(repr=False)
+    database_schema: str
     cors_origins: tuple[str, ...]
     log_level: str
     host: str
@@ -66,6 +68,7 @@ def read_settings() -> Settings:
     try:
         return Settings(
             database_url=_database_url(env.str("DATABASE_URL", ""), on_platform),
+            database_schema=_database_schema(env.str("DATABASE_URL", "")),
             cors_origins=_origins(env.str("CORS_ORIGINS", "http://localhost:3000")),
             log_level=env.str("LOG_LEVEL", "INFO", validate=OneOf(LOG_LEVELS)),
             host="0.0.0.0" if on_platform else "127.0.0.1",
@@ -128,6 +131,18 @@ def _postgres_url(address: str) -> str:
             " with special characters in the password percent-encoded"
         )
     return url
+
+
+def _database_schema(url: str) -> str:
+    """The schema of the tables in PostgreSQL: `?schema=NAME`, or the search_path in `options`."""
+    parameters = dict(parse_qsl(url.partition("?")[2]))
+    path = re.search(r"search_path=([^,\s]+)", parameters.get("options", ""))
+    name = parameters.get("schema") or (path[1] if path else "public")
+    if not SCHEMA_NAME.fullmatch(name):
+        raise InvalidSetting(
+            "DATABASE_URL: expected a schema of up to 63 letters, digits and _, a letter first"
+        )
+    return name
 
 
 def _tokens(env: Env) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from peewee import ColumnBase, Context, Database, Node
+from peewee import ColumnBase, Context, Node
+
+from database import TaskDatabase
 
 
 class Parameter(Node):
@@ -40,10 +42,10 @@ def statement(build: Callable[..., Node]) -> Callable[..., str]:
     """
 
     @cache
-    def compiled(database: Database, *variant: Any) -> str:
+    def compiled(database: TaskDatabase, *variant: Any) -> str:
         sql, values = database.get_sql_context().sql(build(*variant)).query()
         if values:
             raise TypeError(f"a value stands in the statement where a Parameter should: {values}")
-        return str(sql)
+        return database.qualify(str(sql))
 
     return compiled

@@ -12,19 +12,19 @@ from typing import Any
 
 import peewee
 
-from database import REQUEST, Answer, TaskDatabase, unavailable
+from database import REQUEST_S, Answer, TaskDatabase, unavailable
 
 
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """One writer at a time, in a queue that is fair, and many readers."""
 
-    patience = REQUEST / 2  # No network is in between that could swallow an answer.
+    slot_wait_s = REQUEST_S / 2  # No network is in between that could swallow an answer.
 
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(
             file,
             threads=threads,
-            timeout=REQUEST / 2,
+            timeout=REQUEST_S / 2,
             pragmas={"synchronous": "full"},
             field_types={"TIMESTAMPTZ": "TEXT"},
         )
@@ -34,7 +34,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
         # SQLite's own queue of writers is a poll with growing pauses, in which some starve.
         writes = not sql.startswith("SELECT")
-        if writes and not self._writing.acquire(timeout=REQUEST / 2):
+        if writes and not self._writing.acquire(timeout=REQUEST_S / 2):
             raise unavailable("the file is busy")
         try:
             named = {**values, "now": rfc3339(datetime.now(UTC))}
@@ -48,6 +48,10 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             if writes:
                 self._writing.release()
 
+    def _has(self, table: str) -> bool:
+        sql = "SELECT 1 FROM sqlite_master WHERE lower(name) = ?"
+        return bool(self.execute_sql(sql, (table,)).fetchone())
+
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
         # The folder, not the file: closing a descriptor of the file would drop SQLite's own locks.
@@ -59,6 +63,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         except peewee.DatabaseError as error:
             raise unavailable(error) from error
         finally:
+            self.close()
             os.close(folder)
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
@@ -32,13 +33,14 @@ class Server:
         app: str = "app:create_app()",
         config: Path = ROOT / "gunicorn.conf.py",
         output: int | None = None,
+        before: Sequence[str] = (),
         **environment: str,
     ) -> None:
         self.folder = folder
         self.log_file = folder / "log"
         inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         inherited["PYTHONPATH"] = str(ROOT)
-        command = [sys.executable, "-m", "gunicorn", app, *arguments]
+        command = [*before, sys.executable, "-m", "gunicorn", app, *arguments]
         command += ["-c", str(config), "-b", "127.0.0.1:0"]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(

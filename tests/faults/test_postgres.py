@@ -15,6 +15,7 @@ import requests
 from faults.network import PASSWORD, Cluster, Load, Network, eventually
 from server import Server, User
 
+from database import RESERVE
 from postgres import SCHEMA_LOCK
 
 KILL = """
@@ -177,20 +178,24 @@ def test_a_router_that_forgets_the_connections_is_met_once(
     url = cluster.url(database, network.port)
     server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1")
     with server, User(server.wait(), "ann") as user, ThreadPoolExecutor(16) as pool:
-        task = user.create()
+        path = f"{user.base}/tasks/{user.create()['id']}"
 
-        def ask(_: int) -> float:
+        def ask(method: str) -> tuple[int, float]:
             start = time.monotonic()
-            path = f"{user.base}/tasks/{task['id']}/complete"
-            assert requests.patch(path, json={"completed": True}, timeout=20).status_code == 200
-            return time.monotonic() - start
+            status = requests.request(
+                method, path, json={"completed": True}, timeout=20
+            ).status_code
+            return status, time.monotonic() - start
 
-        list(pool.map(ask, range(200)))
-        network.forget()
-        first, then = ask(0), list(pool.map(ask, range(200)))
-    print(f"\na router forgets: {first:.2f} s for the first, then {max(then):.2f} s at most")
-    assert first < 6
-    assert max(then) < 1
+        for method, expected in ("GET", 200), ("PUT", 503):
+            assert {status for status, _ in pool.map(ask, ["PUT"] * 200)} == {200}
+            network.forget()
+            first, then = ask(method), list(pool.map(ask, ["PUT"] * 200))
+            slowest = max(took for _, took in then)
+            print(f"\na router forgets: {method} {first}, then {slowest:.2f} s at most")
+            # A write may have arrived, and run as long as it is allowed to: nobody knows.
+            assert first[0] == expected and first[1] < 6
+            assert {status for status, _ in then} == {200} and slowest < 1
 
 
 @pytest.mark.slow
@@ -250,7 +255,7 @@ def test_200_requests_at_once_on_a_database_that_takes_2_seconds(
     assert set(statuses) <= {200, 503}
     assert all(after for status, _, after in answers if status == 503)
     assert longest < 15
-    assert most[0] <= 2 * 20
+    assert most[0] <= 2 * (20 - RESERVE)
 
 
 def test_the_schema_is_made_by_one_process_at_a_time(
@@ -259,7 +264,9 @@ def test_the_schema_is_made_by_one_process_at_a_time(
     with closing(psycopg2.connect(cluster.url(database))) as first:
         first.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
         with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
-            assert requests.get(f"{server.url}/ready").status_code == 503
+            ready = requests.get(f"{server.url}/ready")
+            assert ready.status_code == 503
+            assert "being upgraded" in ready.json()["detail"]
             tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
             assert cluster.execute(tables, database) == []
             first.rollback()

@@ -1,0 +1,121 @@
+"""Schemas that take long to upgrade, and tables of somebody else."""
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import requests
+from faults.network import Cluster, eventually
+from server import ROOT, Server, User, change_by_hand
+
+SLOW_MIGRATION = """
+import time
+from peewee import SqliteDatabase
+
+def up(migrator, db):
+    db.execute_sql("CREATE TABLE IF NOT EXISTS slow (n integer)")
+    db.execute_sql("INSERT INTO slow VALUES (1)")
+    if isinstance(db, SqliteDatabase):
+        time.sleep(10)
+    else:
+        db.execute_sql("SELECT pg_sleep(10)")
+"""
+UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/tasks.db"
+    cluster: Cluster = request.getfixturevalue("cluster")
+    return cluster.url(request.getfixturevalue("database"))
+
+
+def with_a_slow_migration(folder: Path) -> str:
+    """The application in `folder`, with one migration more, which takes 10 seconds."""
+    migrations = folder / "migrations"
+    migrations.mkdir(parents=True)
+    for file in (ROOT / "migrations").glob("*.py"):
+        (migrations / file.name).write_text(file.read_text())
+    (migrations / "9999_slow.py").write_text(SLOW_MIGRATION)
+    (folder / "slow.py").write_text(
+        "from pathlib import Path\nimport app, database\n"
+        f"database.MIGRATIONS = Path({str(migrations)!r})\ncreate_app = app.create_app\n"
+    )
+    return "slow:create_app()"
+
+
+@pytest.mark.slow
+def test_a_migration_of_10_seconds_runs_once_to_its_end(tmp_path: Path, url: str) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    servers = [
+        Server(folder, app=with_a_slow_migration(folder), DATABASE_URL=url) for folder in folders
+    ]
+    details, healths, done = Counter[str](), [], threading.Event()
+
+    def ask(server: Server) -> None:
+        while not done.is_set():
+            start = time.monotonic()
+            assert requests.get(f"{server.url}/health", timeout=5).status_code == 200
+            healths.append(time.monotonic() - start)
+            for path in ("/ready", "/api/ann/tasks"):
+                answer = requests.get(server.url + path, timeout=10)
+                details[answer.json()["detail"] if answer.status_code == 503 else "200"] += 1
+
+    started = time.monotonic()
+    with servers[0].wait(), servers[1].wait():
+        threads = [threading.Thread(target=ask, args=(server,)) for server in servers for _ in "12"]
+        for thread in threads:
+            thread.start()
+        took = [
+            eventually(lambda s=server: requests.get(f"{s.url}/ready").status_code == 200, 30)
+            for server in servers
+        ]
+        total = time.monotonic() - started
+        done.set()
+        for thread in threads:
+            thread.join(10)
+        with User(servers[0], "ann") as user:
+            user.create()
+        seen = "".join(server.log_file.read_text() for server in servers)
+    print(f"\na migration of 10 s: ready after {total:.1f} s ({took}), {dict(details)}")
+    print(f"/health {max(healths):.3f} s at most")
+    assert max(healths) < 1
+    assert set(details) == {"200", UPGRADING}
+    assert seen.count("applied the migration 9999_slow") == 1
+    assert total < 20
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "CREATE TABLE task (id integer PRIMARY KEY, title varchar NOT NULL, done boolean)",
+        "CREATE VIEW task AS SELECT 1 AS id",
+    ],
+)
+def test_a_table_task_of_somebody_else_stops_the_start(
+    tmp_path: Path, url: str, table: str
+) -> None:
+    change_by_hand(url, table)
+    server = Server(tmp_path, DATABASE_URL=url)
+    assert server.process.wait(10) != 0
+    errors = [line for line in server.log() if line["level"] == "critical"]
+    assert errors and all("table `task`" in line["message"] for line in errors)
+    assert "Traceback" not in server.log_file.read_text()
+    change_by_hand(
+        url, "INSERT INTO task VALUES (1, 'x', true)" if "TABLE" in table else "SELECT 1"
+    )
+
+
+def test_a_table_of_somebody_else_that_is_found_later_is_a_503(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    cluster.execute("CREATE TABLE task (id integer PRIMARY KEY)", database)
+    cluster.stop("fast")
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
+        cluster.start()
+        assert requests.get(f"{server.url}/ready").status_code == 503
+    assert "table `task`" in server.log_file.read_text()
+    assert cluster.execute("SELECT * FROM task", database) == []

@@ -1,0 +1,165 @@
+"""A slow PostgreSQL: a statement ends by itself, and is not sent while it may still run."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg2
+import pytest
+import requests
+from faults.network import Cluster, Load, Network, eventually
+from server import Server, User
+
+SLOTS = 32
+RUNNING = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
+"""
+BACKENDS = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def server(tmp_path: Path, cluster: Cluster, database: str, network: Network) -> Iterator[Server]:
+    with Server(tmp_path, DATABASE_URL=cluster.url(database, network.port)) as server:
+        yield server
+    assert '"level":"error"' not in server.log_file.read_text()
+
+
+@contextmanager
+def locked(cluster: Cluster, database: str, sql: str) -> Iterator[None]:
+    """Somebody else's transaction, which has done `sql` and does not end."""
+    with closing(psycopg2.connect(cluster.url(database))) as connection:
+        connection.cursor().execute(sql)
+        yield
+        connection.rollback()
+
+
+@contextmanager
+def most_backends(cluster: Cluster, database: str) -> Iterator[list[int]]:
+    """The highest number of connections to the database that was seen inside."""
+    most, going = [0], [True]
+
+    def count() -> None:
+        while going[0]:
+            most[0] = max(most[0], cluster.execute(BACKENDS.format(database))[0][0])
+            time.sleep(0.1)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        yield most
+    finally:
+        going[0] = False
+        counter.join()
+
+
+@pytest.mark.parametrize("tagged", [False, True], ids=["any tag", "If-Match"])
+def test_a_flip_of_a_row_that_is_locked_changes_nothing_and_says_so(
+    server: Server, cluster: Cluster, database: str, tagged: bool
+) -> None:
+    with User(server, "ann") as user:
+        created = user.post("/tasks", json={"title": "x"})
+        task = created.json()
+        path = f"/tasks/{task['id']}/complete"
+        headers = {"If-Match": created.headers["ETag"]} if tagged else {}
+        with locked(cluster, database, f"SELECT 1 FROM task WHERE id = '{task['id']}' FOR UPDATE"):
+            with ThreadPoolExecutor(2) as pool:
+                answers = list(pool.map(lambda _: user.patch(path, headers=headers), range(2)))
+            assert cluster.execute(RUNNING, database) == [(0,)]
+        assert user.task(task["id"]) == task
+        flips = [user.patch(path, headers=headers).status_code for _ in range(2)]
+        changed = user.task(task["id"])
+    took = max(answer.elapsed.total_seconds() for answer in answers)
+    print(f"\na locked row: {[answer.status_code for answer in answers]} after {took:.2f} s")
+    for answer in answers:
+        assert answer.status_code == 503
+        assert "Nothing has changed" in answer.json()["detail"]
+    assert took < 6
+    assert flips == ([200, 412] if tagged else [200, 200])
+    assert changed["completed"] is tagged
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_a_write_that_waits_for_a_lock_and_gets_it_is_made_once(
+    server: Server, cluster: Cluster, database: str, method: str
+) -> None:
+    with User(server, "ann") as user, ThreadPoolExecutor(1) as pool:
+        task = user.create()
+        with locked(cluster, database, "LOCK TABLE task"):
+            answer = pool.submit(user.request, method, f"/tasks/{task['id']}", json={"title": "y"})
+            time.sleep(2)
+        assert answer.result().status_code == 200
+        assert [task["title"] for task in user.tasks()] == (["y"] if method == "PUT" else [])
+
+
+@pytest.mark.slow
+def test_a_locked_table_piles_up_nothing(server: Server, cluster: Cluster, database: str) -> None:
+    with Load(server, clients=40) as load, most_backends(cluster, database) as most:
+        time.sleep(1)
+        with locked(cluster, database, "LOCK TABLE task"):
+            time.sleep(12)
+        back = time.monotonic()
+        eventually(lambda: load.first_success(back) < float("inf"), 5)
+        time.sleep(2)
+    load.check("a table locked for 12 s", allowed={200, 201, 503})
+    print(f"{most[0] - 1} connections at most, of {SLOTS} slots")
+    assert most[0] - 1 <= SLOTS
+    assert cluster.execute(RUNNING, database) == [(0,)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("swallows", [False, True], ids=["locked", "silent"])
+def test_a_write_that_nobody_answers_leaves_nothing_behind(
+    server: Server, cluster: Cluster, database: str, network: Network, swallows: bool
+) -> None:
+    """The server ends its statement, whether or not anybody is still there to hear of it."""
+    with User(server, "ann") as user:
+        task = user.create()
+        path = f"/tasks/{task['id']}/complete"
+        with locked(cluster, database, "LOCK TABLE task"), ThreadPoolExecutor(8) as pool:
+            flips = [pool.submit(user.patch, path) for _ in range(8)]
+            time.sleep(1)
+            network.swallows = swallows
+            answers = [flip.result() for flip in flips]
+            time.sleep(0.5)
+            running = cluster.execute(RUNNING, database)
+            network.swallows = False
+        user.close()
+        eventually(lambda: user.get(f"/tasks/{task['id']}").status_code == 200, 10)
+        assert user.task(task["id"]) == task
+    details = Counter(answer.json()["detail"] for answer in answers)
+    print(f"\n8 flips of a locked table, {'silent' if swallows else 'locked'}: {dict(details)}")
+    assert {answer.status_code for answer in answers} == {503}
+    assert all(("may or may not" in detail) is swallows for detail in details)
+    assert running == [(0,)]
+    assert max(answer.elapsed.total_seconds() for answer in answers) < 8
+
+
+def test_an_outage_is_answered_and_survived(
+    server: Server, cluster: Cluster, database: str
+) -> None:
+    """Requests wait for a server that restarts, but not longer than 8 s, nor all of them."""
+    with User(server, "ann") as user:
+        path = f"{user.base}/tasks/{user.create()['id']}"
+    cluster.stop("immediate")
+    with ThreadPoolExecutor(300) as pool:
+        answers = list(pool.map(lambda _: timed(path), range(300)))
+        cluster.start()
+    took = sorted(seconds for _, seconds in answers)
+    print(
+        f"\n300 requests in an outage: 503 after {took[0]:.2f} to {took[-1]:.2f} s,"
+        f" all but {SLOTS} after {took[-1 - SLOTS]:.2f} s"
+    )
+    assert {status for status, _ in answers} == {503}
+    assert took[-1] < 9
+    assert took[-1 - SLOTS] < 2
+    assert timed(path)[0] == 200
+
+
+def timed(url: str) -> tuple[int, float]:
+    start = time.monotonic()
+    return requests.get(url, timeout=30).status_code, time.monotonic() - start

@@ -1,0 +1,257 @@
+"""A PostgreSQL, a pooler and a resolver that are not set up as one would like."""
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+import requests
+from faults.network import PASSWORD, Cluster, Load, Network, eventually
+from server import Server, User
+
+
+def quiet(server: Server) -> None:
+    log = server.log_file.read_text()
+    assert '"level":"error"' not in log and "Traceback" not in log and PASSWORD not in log
+
+
+def test_a_server_that_was_demoted_is_left_for_the_new_one(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Old connections lead to a server that has become read-only, new ones to one that has not."""
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "a") as user:
+        task = user.create()
+        cluster.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
+        cluster.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        cluster.execute("SELECT pg_reload_conf()")
+        try:
+            time.sleep(0.5)
+            answers = [user.patch(f"/tasks/{task['id']}/complete") for _ in range(7)]
+        finally:
+            cluster.execute("ALTER SYSTEM RESET ALL", database)
+            cluster.execute("SELECT pg_reload_conf()")
+        assert [answer.status_code for answer in answers] == [200] * 7
+        assert user.task(task["id"])["completed"] is True
+    quiet(server)
+
+
+def test_a_database_that_is_read_only_can_be_read(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "a") as user:
+        task = user.create()
+    cluster.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "a") as user:
+        assert user.tasks() == [task]
+        answer = user.post("/tasks", json={"title": "x"})
+        assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+        assert "Nothing has changed" in answer.json()["detail"]
+        assert answer.elapsed.total_seconds() < 1
+    quiet(server)
+
+
+def test_a_fresh_database_that_is_read_only_is_a_503(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    cluster.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
+        assert requests.get(f"{server.url}/ready").status_code == 503
+    quiet(server)
+    assert "read-only transaction" in server.log_file.read_text()
+
+
+@pytest.mark.parametrize("path", ["''", "nowhere", '"$user"', "pg_temp"])
+def test_a_role_with_another_search_path_works(
+    tmp_path: Path, cluster: Cluster, database: str, path: str
+) -> None:
+    cluster.execute(f"ALTER DATABASE {database} SET search_path = {path}")
+    for _ in range(2):
+        with (
+            Server(tmp_path, DATABASE_URL=cluster.url(database)) as server,
+            User(server, "a") as user,
+        ):
+            user.create()
+        quiet(server)
+    assert cluster.execute("SELECT count(*) FROM public.task", database) == [(2,)]
+
+
+@pytest.mark.parametrize("query", ["?schema=Tasks", "?options=-csearch_path%3DTasks"])
+def test_the_schema_can_be_another_one(
+    tmp_path: Path, cluster: Cluster, database: str, query: str
+) -> None:
+    url = cluster.url(database) + query
+    for _ in range(2):
+        with Server(tmp_path, DATABASE_URL=url) as server, User(server, "a") as user:
+            user.create()
+        quiet(server)
+    assert cluster.execute('SELECT count(*) FROM "Tasks".task', database) == [(2,)]
+    assert cluster.execute("SELECT to_regclass('public.task')", database) == [(None,)]
+
+
+def test_another_client_of_the_pooler_that_leaves_its_search_path(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
+) -> None:
+    url = cluster.url(database, pgbouncer) + "?sslmode=require"
+    going = [True]
+
+    def leave() -> None:
+        while going[0]:
+            with closing(psycopg2.connect(url)) as connection:
+                connection.autocommit = True
+                for _ in range(20):
+                    connection.cursor().execute("SET search_path = ''")
+
+    with Server(tmp_path, DATABASE_URL=url) as server:
+        other = threading.Thread(target=leave)
+        other.start()
+        try:
+            with Load(server, clients=8) as load:
+                time.sleep(2)
+            assert requests.get(f"{server.url}/ready").status_code == 200
+        finally:
+            going[0] = False
+            other.join()
+        load.check("a pooler with search_path = ''", allowed={200, 201})
+    quiet(server)
+
+
+class Foreigner:
+    """A server that refuses every connection, in Latin-1."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        fields = "SFATAL\0C53300\0Mdas Limit für Verbindungen ist überschritten\0\0".encode(
+            "latin-1"
+        )
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                with connection, suppress(OSError):
+                    connection.settimeout(5)
+                    if connection.recv(8)[4:] == struct.pack("!I", 80877103):  # SSLRequest
+                        connection.sendall(b"N")
+                        connection.recv(8)
+                    connection.sendall(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+                    connection.recv(1000)
+
+
+@pytest.fixture
+def foreigner() -> Iterator[Foreigner]:
+    foreigner = Foreigner()
+    yield foreigner
+    foreigner.listener.close()
+
+
+def test_a_server_whose_messages_are_not_utf_8(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network, foreigner: Foreigner
+) -> None:
+    """At the start, and when it comes instead of another one."""
+    network.upstream = foreigner.port
+    url = cluster.url(database, network.port)
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+        assert requests.get(f"{server.url}/health").status_code == 200
+        assert requests.get(f"{server.url}/ready").status_code == 503
+        network.upstream = cluster.port
+        eventually(lambda: user.get("/tasks").status_code == 200, 5)
+        network.upstream = foreigner.port
+        network.cut()
+        answer = user.post("/tasks", json={"title": "x"})
+        assert answer.status_code == 503
+        network.upstream = cluster.port
+        user.create()
+    quiet(server)
+    assert "kein Platz f" in server.log_file.read_text()
+
+
+@pytest.fixture
+def silent_resolver(tmp_path: Path) -> Iterator[list[str]]:
+    """A command that runs another one where the only resolver never answers."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("a resolver cannot be replaced here")
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as resolver:
+        resolver.bind(("127.0.0.153", 53))
+        configuration = tmp_path / "resolv.conf"
+        configuration.write_text("nameserver 127.0.0.153\noptions timeout:5 attempts:2\n")
+        mount = f'mount --bind {configuration} /etc/resolv.conf && exec "$@"'
+        yield ["unshare", "--mount", "sh", "-c", mount, "sh"]
+
+
+def test_a_resolver_that_is_silent(tmp_path: Path, silent_resolver: list[str]) -> None:
+    url = "postgresql://ann:secret@database.example.com/tasks"
+    start = time.monotonic()
+    with Server(tmp_path, before=silent_resolver, DATABASE_URL=url) as server:
+        started = time.monotonic() - start
+        (worker, *_) = psutil.Process(server.process.pid).children()
+        answers = [requests.get(f"{server.url}/api/ann/tasks") for _ in range(4)]
+        threads = worker.num_threads()
+    took = max(answer.elapsed.total_seconds() for answer in answers)
+    print(f"\na silent resolver: up after {started:.2f} s, requests {took:.2f} s at most")
+    assert {answer.status_code for answer in answers} == {503}
+    assert started < 6
+    assert took < 6
+    assert threads < 20
+    quiet(server)
+
+
+def test_names_are_resolved(tmp_path: Path, cluster: Cluster, database: str) -> None:
+    """Several hosts, of which some are unknown; the port belongs to its host."""
+    at = f"nowhere.invalid:1,localhost:{cluster.port}"
+    url = cluster.url(database).replace(f"127.0.0.1:{cluster.port}", at)
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+        user.create()
+    quiet(server)
+
+
+@pytest.mark.parametrize("idle", [0.5, 60.0])
+def test_connections_are_closed_when_they_are_not_used(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network, idle: float
+) -> None:
+    (tmp_path / "short.py").write_text(
+        f"import app, postgres\npostgres.IDLE_S = {idle}\ncreate_app = app.create_app\n"
+    )
+    options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, app="short:create_app()", **options) as server:
+        network.delay = 0.05
+        with Load(server, clients=12):
+            time.sleep(1)
+        network.delay = 0.0
+        peak = network.connections
+        assert peak > 4
+        if idle > 1:
+            time.sleep(1.5)
+            assert network.connections == peak
+        else:
+            took = eventually(lambda: network.connections == 1, 3)
+            print(f"\n{peak} connections at the peak, 1 after {took:.2f} s")
+            with User(server, "ann") as user:
+                assert user.tasks() == []
+    quiet(server)
+
+
+def test_the_kernel_asks_after_idle_connections(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """So that a router that forgets one is noticed before the next request needs it."""
+    url = cluster.url(database, network.port)
+    with Server(tmp_path, DATABASE_URL=url) as server:
+        assert requests.get(f"{server.url}/ready").status_code == 200
+        command = ["ss", "-tnoH", f"dport = :{network.port}"]
+        sockets = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert sockets.count("ESTAB") > 0
+    for line in sockets.splitlines():
+        assert "timer:(keepalive," in line
+        seconds = line.partition("timer:(keepalive,")[2].partition(",")[0]
+        assert seconds.endswith("ms") or float(seconds.removesuffix("sec")) <= 3
