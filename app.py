@@ -75,7 +75,7 @@ class OrjsonProvider(JSONProvider):
         return orjson.loads(s)
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
-        body = orjson.dumps(self._prepare_response_obj(args, kwargs), option=NEWLINE)
+        body = orjson.dumps(args[0] if args else kwargs, option=NEWLINE)
         return Response(body, mimetype="application/json")
 
 

@@ -1,0 +1,65 @@
+"""What the application takes from Python and from its packages, so that an upgrade is no surprise."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+from server import ROOT
+
+FILES = sorted(ROOT.glob("*.py"))
+# Named with an underscore, and part of the package's public interface by its own documentation.
+DOCUMENTED = {
+    "_connect": "Peewee, to open a connection in another way than its driver",
+    "_deserialize": "marshmallow, to read a field of one's own",
+    "_meta": "Peewee, the fields of a model and its database",
+}
+# No public way leads there: flask-smorest is pinned, and test_docs.py sees what an upgrade moves.
+NEEDED = {
+    "_app": "flask-smorest, the application while an Api registers its components",
+    "_init_spec": "flask-smorest, plugins of apispec",
+    "_prepare_doc_cbks": "flask-smorest, documents what else an operation has",
+    "_register_etag_headers": "flask-smorest, whose headers are not ours",
+    "_register_pagination_header": "flask-smorest, whose header is not ours",
+    "_register_responses": "flask-smorest, whose error responses are not ours",
+}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def taken() -> set[str]:
+    """The private names that are read or set somewhere, and that the application does not define."""
+    used, own = set(), set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
+                used.add(node.attr)
+                if isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+                    own.add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+    return used - own
+
+
+def modules() -> Iterator[ModuleType]:
+    return (import_module(file.stem) for file in FILES if file.stem.isidentifier())
+
+
+def overridden() -> set[str]:
+    """The private names that a class of the application defines, and a package's class before it."""
+    names = set()
+    for module in modules():
+        for _, ours in inspect.getmembers(module, inspect.isclass):
+            if ours.__module__ == module.__name__:
+                defined = {name for name, part in vars(ours).items() if inspect.isfunction(part)}
+                for base in ours.__mro__[1:]:
+                    if base.__module__ not in {file.stem for file in FILES}:
+                        names |= set(filter(is_private, defined & vars(base).keys()))
+    return names
+
+
+def test_nothing_private_is_used_without_a_reason() -> None:
+    assert taken() | overridden() == DOCUMENTED.keys() | NEEDED.keys()
