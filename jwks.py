@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit

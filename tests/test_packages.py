@@ -1,4 +1,4 @@
-"""What the application takes from Python and from its packages, so that an upgrade is no surprise."""
+"""What the application takes from Python and its packages, so that no upgrade is a surprise."""
 
 import ast
 import inspect
@@ -31,7 +31,7 @@ def is_private(name: str) -> bool:
 
 
 def taken() -> set[str]:
-    """The private names that are read or set somewhere, and that the application does not define."""
+    """The private names that the application uses and does not define."""
     used, own = set(), set()
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -49,7 +49,7 @@ def modules() -> Iterator[ModuleType]:
 
 
 def overridden() -> set[str]:
-    """The private names that a class of the application defines, and a package's class before it."""
+    """The private names that a class of the application defines in the place of a package's."""
     names = set()
     for module in modules():
         for _, ours in inspect.getmembers(module, inspect.isclass):
