@@ -2,12 +2,16 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import distributions
 from types import ModuleType
 
 from server import ROOT
 
+# They come with a virtual environment.
+INSTALLERS = {"pip", "setuptools", "wheel"}
 FILES = sorted(ROOT.glob("*.py"))
 # Named with an underscore, and part of the package's public interface by its own documentation.
 DOCUMENTED = {
@@ -63,3 +67,23 @@ def overridden() -> set[str]:
 
 def test_nothing_private_is_used_without_a_reason() -> None:
     assert taken() | overridden() == DOCUMENTED.keys() | NEEDED.keys()
+
+
+def test_everything_that_is_installed_is_pinned() -> None:
+    """Also what a package of ours needs: tomorrow's installation is today's."""
+    pinned = {}
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if match := re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)", line):
+                pinned[normalized(match[1])] = match[2]
+            else:
+                assert line.startswith("#") or line == "-r requirements.txt"
+    installed = {normalized(found.name): found.version for found in distributions()}
+    for name in INSTALLERS:
+        installed.pop(name, None)
+    assert installed == pinned
+
+
+def normalized(name: str) -> str:
+    """A package's name as registries compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
