@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import ssl
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -182,16 +183,39 @@ def _postgres_url(address: str) -> str:
         parameters.append(parameter)
     url = f"postgresql://{base}?{'&'.join(parameters)}".removesuffix("?")
     try:
-        ports = parse_dsn(url).get("port", "")
+        parts = parse_dsn(url)
     except psycopg2.ProgrammingError:
-        ports = "unreadable"
-    if not re.fullmatch(r"[\d,]*", ports) or not USER_AND_REST.fullmatch(base):
+        parts = {"port": "unreadable"}
+    if not re.fullmatch(r"[\d,]*", parts.get("port", "")) or not USER_AND_REST.fullmatch(base):
         # Not libpq's own words: they can hold a piece of the password.
         raise InvalidSetting(
             "DATABASE_URL: expected postgresql://USER:PASSWORD@HOST/DATABASE,"
             " with special characters in the password percent-encoded"
         )
+    if parts.get("sslrootcert") == "system":
+        _find_certificates()
+        if parts.get("sslmode", "verify-full") != "verify-full":
+            raise InvalidSetting(
+                "DATABASE_URL: expected sslmode=verify-full or none with sslrootcert=system"
+            )
     return url
+
+
+def _find_certificates() -> None:
+    """Tell psycopg2's own OpenSSL where the system keeps the certificates of its authorities.
+
+    By itself, that of a wheel looks in the folder in which it was built.
+    """
+    paths = ssl.get_default_verify_paths()
+    if not paths.cafile and not (paths.capath and os.listdir(paths.capath)):
+        raise InvalidSetting(
+            "DATABASE_URL: sslrootcert=system, but this system has no certificates: expected"
+            f" the package ca-certificates, or {paths.openssl_cafile_env} with the path of a file"
+        )
+    if paths.cafile:
+        os.environ[paths.openssl_cafile_env] = paths.cafile
+    if paths.capath:
+        os.environ[paths.openssl_capath_env] = paths.capath
 
 
 def _tokens(text: Callable[[str], str]) -> dict[str, Any]:

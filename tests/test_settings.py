@@ -94,6 +94,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("DATABASE_URL", "postgresql://ann:pass@[host/db"),
         ("DATABASE_URL", "postgresql://ann:p@pass@host/db"),
         ("DATABASE_URL", "postgresql://ann:1/pass@host/db"),
+        ("DATABASE_URL", "postgresql://host/db?sslmode=require&sslrootcert=system"),
         ("PORT", "x"),
         ("PORT", "0"),
         ("PORT", "65536"),
@@ -141,6 +142,17 @@ def test_a_wrong_setting_is_named(
     message = str(stop.value)
     assert name in message and "\n" not in message
     assert "pass" not in message.replace("PASSWORD", "").replace("password", "")
+
+
+def test_a_system_without_certificates_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", f"{NEON}?sslrootcert=system")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    with pytest.raises(settings.InvalidSetting, match=r"DATABASE_URL: .* has no certificates"):
+        settings.read_settings()
 
 
 @pytest.mark.parametrize("level", ["debug", "Debug", " WARNING\n", '"info"'])
