@@ -7,13 +7,14 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 from faults.network import Load, eventually
-from server import Server, User
+from server import Server, User, change_by_hand
 
 
 @pytest.mark.slow
@@ -48,6 +49,50 @@ def test_the_schema_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
     os.close(folder)
     with server, User(server.wait(), "ann") as user:
         user.create()
+
+
+@pytest.mark.parametrize("how", ["removed", "removed with its log", "replaced", "folder removed"])
+def test_no_write_is_acknowledged_into_a_file_that_is_gone(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    file, backup = folder / "tasks.db", tmp_path / "backup.db"
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{file}") as server, User(server, "ann") as ann:
+
+        def create(title: str) -> int:
+            with User(server, "ann") as user:
+                return user.post("/tasks", json={"title": title}).status_code
+
+        ann.create("kept")
+        change_by_hand(f"sqlite:///{file}", f"VACUUM INTO '{backup}'")
+        with ThreadPoolExecutor(16) as pool:  # So that the log is longer than the backup.
+            assert set(pool.map(create, [f"lost {n}" for n in range(400)])) == {201}
+            if how == "replaced":
+                backup.rename(file)
+            elif how == "removed":
+                file.unlink()
+            else:
+                for part in folder.iterdir():
+                    part.unlink()
+            if how == "folder removed":
+                folder.rmdir()
+                assert create("nowhere") == create("nowhere") == 503
+                folder.mkdir()
+            titles = [f"new {n}" for n in range(400)]
+            statuses = list(pool.map(create, titles))
+        refused = statuses.count(503)
+        assert set(statuses[100:]) == {201}, statuses
+        acknowledged = {
+            title for title, status in zip(titles, statuses, strict=True) if status == 201
+        }
+        kept = {"kept"} if how == "replaced" else set()
+        assert {task["title"] for task in ann.tasks()} == acknowledged | kept
+        assert server.stop() == 0
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        found = {title for (title,) in connection.execute("SELECT title FROM task")}
+    assert found == acknowledged | kept
+    print(f"\n{how}: {refused} refused, {len(acknowledged)} acknowledged, all of them found")
+    assert '"level":"error"' not in server.log_file.read_text()
 
 
 @pytest.fixture
