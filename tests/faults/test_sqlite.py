@@ -16,6 +16,10 @@ import pytest
 from faults.network import Load, eventually
 from server import Server, User, change_by_hand
 
+from sqlite import Sqlite
+
+FULL = 2
+
 
 @pytest.mark.slow
 def test_16_writers_and_then_everything_killed(tmp_path: Path) -> None:
@@ -37,6 +41,38 @@ def test_16_writers_and_then_everything_killed(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     with Server(tmp_path / "again", DATABASE_URL=url) as load.server:
         load.check("SQLite, 16 writers, kill -9", allowed={200, 201, 0})
+
+
+def test_who_reads_does_not_wait_for_who_writes(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.db"
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{file}") as server, User(server, "ann") as ann:
+        task = ann.create()
+        with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+            writer.execute("BEGIN EXCLUSIVE")
+            start = time.monotonic()
+            assert ann.tasks() == [task]
+            assert time.monotonic() - start < 2
+
+
+def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
+    """It survives a power failure, which no test can make: https://sqlite.org/pragma.html"""
+    database = Sqlite(str(tmp_path / "tasks.db"), threads=20)
+    database.migrate()
+    assert database.send("PRAGMA synchronous", {}).rows == [(FULL,)]
+    database.close()
+
+
+def test_no_writer_starves(tmp_path: Path) -> None:
+    """Without a queue of our own, one of a hundred writes takes forty times as long as most."""
+    url = f"sqlite:///{tmp_path}/tasks.db"
+    with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
+        with Load(server, clients=16) as load:
+            time.sleep(4)
+        load.check("SQLite, 16 writers", allowed={200, 201})
+    took = sorted(end - start for start, end, what, _ in load.answers if "GET" not in what)
+    usual, slow = took[len(took) // 2], took[len(took) * 99 // 100]
+    print(f"\na write: {usual * 1000:.0f} ms, one of a hundred over {slow * 1000:.0f} ms")
+    assert slow < 8 * usual
 
 
 def test_the_schema_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
