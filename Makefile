@@ -1,19 +1,22 @@
 .PHONY: run test faults lint check-all tools bench bench-growth bench-tokens
 PYTHON ?= python3
-BIN = .venv/bin
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Empty if it is too old, or missing.
+NEW_ENOUGH = $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")')
 
 # Not through the environment, where a PORT would be the sign of a platform.
-run: .venv/run
+run: $(VENV)/run
 	@env -u PORT $(BIN)/gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT)) 'app:create_app()'
 
-test: .venv/test
+test: $(VENV)/test
 	$(BIN)/python -m pytest
 
 # Every fault, the slow ones too, with what each has counted.
-faults: .venv/test
+faults: $(VENV)/test
 	$(BIN)/python -m pytest -m "slow or not slow" -s -q tests/faults
 
-lint: .venv/test
+lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -26,11 +29,11 @@ tools:
 	.ci/install
 
 # Needs wrk, Node.js and npm, from Debian's packages; takes a quarter of an hour.
-bench: .venv/test .venv-peers/installed bench/peers/node_modules/installed
+bench: $(VENV)/test .venv-peers/installed bench/peers/node_modules/installed
 	PYTHONPATH=.:tests $(BIN)/python -m bench.run
 
 # To ten million tasks: a quarter of an hour, and 6 GB of disk.
-bench-growth: .venv/test
+bench-growth: $(VENV)/test
 	PYTHONPATH=.:tests $(BIN)/python -m bench.growth
 
 .venv-peers/installed: bench/peers/requirements.txt requirements.txt
@@ -42,14 +45,15 @@ bench/peers/node_modules/installed: bench/peers/package-lock.json
 	npm ci --prefix bench/peers --no-audit --no-fund --silent
 	@touch $@
 
-bench-tokens: .venv/test
+bench-tokens: $(VENV)/test
 	$(BIN)/python -m bench.tokens
 
-.venv/run: requirements.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/run: requirements.txt
+	$(if $(NEW_ENOUGH),,$(error Python 3.11 or newer is needed, such as: make PYTHON=python3.13 $(MAKECMDGOALS)))
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/test: requirements-dev.txt .venv/run
+$(VENV)/test: requirements-dev.txt $(VENV)/run
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

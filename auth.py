@@ -66,13 +66,14 @@ class Verifier:
         return str(claims["sub"])
 
     def _key(self, token: str) -> tuple[str | PyJWK, str]:
-        """The key to verify with, and its one algorithm: the token's own word decides neither."""
+        """The key to verify with, and its one algorithm: a token can only choose among our own."""
         if self.keys is None:
             return self.settings.jwt_secret, "HS256"
-        key = self.keys.find(jwt.get_unverified_header(token).get("kid"))
-        if key is None:
+        header = jwt.get_unverified_header(token)
+        keys = self.keys.find(header.get("kid")) or {}
+        if header["alg"] not in keys:
             raise jwt.InvalidTokenError
-        return key, key.algorithm_name
+        return keys[header["alg"]], header["alg"]
 
 
 def is_time(value: object) -> bool:

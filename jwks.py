@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,9 @@ MAX_BYTES = 1024 * 1024
 ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
 PUBLIC = {"kty", "kid", "crv", "x", "y", "n", "e"}
 
+# The keys with an id, by their algorithm: RFC 7517, section 4.5, lets keys of other types share it.
+Keys = dict[str | None, dict[str, PyJWK]]
+
 log = logging.getLogger("tasks.jwks")
 
 
@@ -31,7 +34,7 @@ class KeySet:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._keys: dict[str | None, PyJWK] = {}
+        self._keys: Keys = {}
         self._fresh_until = self._not_before = 0.0
         self._failures = 0
         self._starting = threading.Lock()
@@ -39,8 +42,8 @@ class KeySet:
         self._fetched = threading.Event()
         self._fetched.set()
 
-    def find(self, kid: str | None) -> PyJWK | None:
-        """The key with this id, or None. A token without an id can only mean the only key.
+    def find(self, kid: str | None) -> dict[str, PyJWK] | None:
+        """The keys with this id by algorithm, or None. A token without an id means the only id.
 
         A key that is known is given at once; when the set has aged it is fetched meanwhile, and
         used for as long as that fails. Raises ServiceUnavailable while there is no set at all.
@@ -75,12 +78,12 @@ class KeySet:
             self._keys = read_keys(download(self._url))
             self._fresh_until = monotonic() + FRESH
             self._failures = 0
-        except (OSError, HTTPException, ValueError) as error:
+        except Exception as error:  # Whatever the issuer makes of the libraries that ask it.
             address = self._url.partition("?")[0]  # Some issuers want a key in the query.
             log.warning("the keys at %s could not be fetched: %r", address, error)
             self._failures += 1
         # Soon again as long as nobody can be let in, but not faster and faster.
-        pause = PAUSE if self._keys else min(0.5 * 2**self._failures, PAUSE)
+        pause = PAUSE if self._keys else min(0.5 * 2 ** min(self._failures, 10), PAUSE)
         self._not_before = monotonic() + pause
         fetched.set()
 
@@ -113,17 +116,18 @@ def download(url: str) -> bytes:
     return document
 
 
-def read_keys(document: bytes) -> dict[str | None, PyJWK]:
-    """The public keys in a key set, under None too if there is only one.
+def read_keys(document: bytes) -> Keys:
+    """The public keys in a key set, under None too if they have only one id.
 
     Raises ValueError if there is none that signs with one of our algorithms.
     """
     found = orjson.loads(document)
     members = found.get("keys") if isinstance(found, dict) else None
-    keys: dict[str | None, PyJWK] = {}
+    keys: Keys = {}
     for member in members if isinstance(members, list) else []:
         with suppress(PyJWTError, ValueError, TypeError, KeyError, AttributeError):
-            keys.setdefault(member.get("kid"), public_key(member))
+            key = public_key(member)
+            keys.setdefault(member.get("kid"), {}).setdefault(key.algorithm_name, key)
     if not keys:
         raise ValueError("no key of a known type")
     if len(keys) == 1:

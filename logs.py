@@ -89,10 +89,7 @@ class ServerLogger(Logger):
 
 
 class StandardError(logging.Handler):
-    """Writes a line in one call, for which no thread has to wait for another one."""
-
-    def createLock(self) -> None:
-        self.lock = None
+    """Writes a line in one call, as UTF-8 whatever the locale says."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -104,7 +101,6 @@ class StandardError(logging.Handler):
 def configure(level: str) -> None:
     """Send every record of the process to the standard error stream."""
     # What no line shows need not be found out. https://docs.python.org/3/howto/logging.html
-    logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.config.dictConfig(
         {

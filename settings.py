@@ -1,15 +1,18 @@
 """The environment, read and checked once, into one frozen object."""
 
+import io
 import os
 import re
+import ssl
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import psycopg2
-from environs import Env, EnvError
-from marshmallow.validate import OneOf, Range
+from dotenv.parser import parse_stream
 from psycopg2.extensions import parse_dsn
 
 VERSION = "1.0.0"
@@ -23,8 +26,12 @@ PLATFORM_VARIABLES = {
     "RENDER",
     "WEBSITE_SITE_NAME",
 }
-LOG_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-POSTGRES_URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://([^\s'\"]+)")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
+QUOTES = tuple("\"'`\u2018\u2019\u201c\u201d")
+# With what comes along when a command or an assignment is copied: psql '...', export NAME="...".
+POSTGRES_URL = re.compile(r"""[\w\s='":]*?postgres(?:ql)?(?:\+\w+)?://([^\s'"]+)['"]?""")
 # An @ further on is one of the password, the rest of which libpq takes for the host's name.
 USER_AND_REST = re.compile(r"([^@/]*@)?[^@]*")
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
@@ -62,40 +69,98 @@ def read_settings() -> Settings:
 
     Raises InvalidSetting, which names the variable and what was expected.
     """
-    env = Env()
-    env.read_env(".env", recurse=False)
+    variables = {**_read_env_file(Path(".env")), **os.environ}
+
+    def text(name: str, default: str = "") -> str:
+        return _without_wrapping(name, variables.get(name, default))
+
+    def number(name: str, default: int, least: int, most: int) -> int:
+        given = text(name, str(default))
+        if not re.fullmatch("[0-9]{1,9}", given) or not least <= int(given) <= most:
+            raise InvalidSetting(f"{name}: expected a whole number from {least} to {most}")
+        return int(given)
+
+    log_level = text("LOG_LEVEL", "INFO").upper()
+    if log_level not in LOG_LEVELS:
+        raise InvalidSetting(f"LOG_LEVEL: expected one of {', '.join(LOG_LEVELS)}")
     on_platform = not PLATFORM_VARIABLES.isdisjoint(os.environ)
+    return Settings(
+        database_url=_database_url(text("DATABASE_URL"), on_platform),
+        database_schema=_database_schema(text("DATABASE_URL")),
+        cors_origins=_origins(text("CORS_ORIGINS", "http://localhost:3000")),
+        log_level=log_level,
+        host="0.0.0.0" if on_platform else "127.0.0.1",
+        port=number("PORT", 8000, 1, 65535),
+        workers=number("WEB_CONCURRENCY", 2, 1, 64),
+        threads=number("THREADS", 20, 1, 256),
+        jwt_leeway=number("JWT_LEEWAY", 10, 0, 600),
+        **_tokens(text),
+    )
+
+
+def _read_env_file(file: Path) -> dict[str, str]:
+    """The assignments in `file`, if it is there; what follows a `$` is not looked up.
+
+    Raises InvalidSetting for a line that is neither empty, a comment nor an assignment: left out,
+    a `JWT_SECRET` whose quote is not closed would be a server without a secret.
+    """
     try:
-        return Settings(
-            database_url=_database_url(env.str("DATABASE_URL", ""), on_platform),
-            database_schema=_database_schema(env.str("DATABASE_URL", "")),
-            cors_origins=_origins(env.str("CORS_ORIGINS", "http://localhost:3000")),
-            log_level=env.str("LOG_LEVEL", "INFO", validate=OneOf(LOG_LEVELS)),
-            host="0.0.0.0" if on_platform else "127.0.0.1",
-            port=env.int("PORT", 8000, validate=Range(1, 65535)),
-            workers=env.int("WEB_CONCURRENCY", 2, validate=Range(1, 64)),
-            threads=env.int("THREADS", 20, validate=Range(1, 256)),
-            **_tokens(env),
-        )
-    except EnvError as error:
-        raise InvalidSetting(str(error)) from error
+        content = file.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return {}
+    except OSError as error:
+        raise InvalidSetting(f"{file}: {error.strerror}") from error
+    # The Windows PowerShell writes UTF-16.
+    encoding = "utf-16" if content.startswith((BOM_UTF16_BE, BOM_UTF16_LE)) else "utf-8"
+    try:
+        return dict(_assignments(file, content.decode(encoding)))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InvalidSetting(f"{file}, line {line}: expected text in UTF-8") from error
+
+
+def _assignments(file: Path, text: str) -> Iterator[tuple[str, str]]:
+    for part in parse_stream(io.StringIO(text, newline=None)):
+        source = part.original.string.strip()
+        assigns = part.value is not None and NAME.fullmatch(part.key or "")
+        if source and not source.startswith("#") and (not assigns or "\n" in source):
+            line = part.original.line + part.original.string.partition(source)[0].count("\n")
+            raise InvalidSetting(
+                f"{file}, line {line}: expected NAME=VALUE, with every quote closed on its line"
+            )
+        if part.key and part.value is not None:
+            yield part.key, part.value
+
+
+def _without_wrapping(name: str, value: str) -> str:
+    """`value` without the blanks, newlines and quotes around it that were pasted along."""
+    text = value.strip()
+    if match := QUOTED.fullmatch(text):
+        text = match[2].strip()
+    if not text.isprintable():
+        raise InvalidSetting(f"{name}: expected no line break and no invisible character in it")
+    if (text.startswith(QUOTES) or text.endswith(QUOTES)) and name != "DATABASE_URL":
+        raise InvalidSetting(f"{name}: expected no quote at its beginning or its end")
+    return text
 
 
 def _database_url(text: str, on_platform: bool) -> str:
-    if not text.strip():
+    if not text:
         if on_platform:
             raise InvalidSetting(
                 "DATABASE_URL is not set: expected postgresql://USER:PASSWORD@HOST/DATABASE,"
                 " since a file on this platform is lost with every deploy"
             )
         return "sqlite:///tasks.db"
-    if match := POSTGRES_URL.search(text):
+    if match := POSTGRES_URL.fullmatch(text):
         return _postgres_url(match[1])
-    file = Path(text.strip().removeprefix("sqlite:///"))
-    if not text.strip().startswith("sqlite:///") or file.name in {"", ":memory:"}:
+    file = Path(text.removeprefix("sqlite:///"))
+    if not text.startswith("sqlite:///") or file.name in {"", ":memory:"}:
         raise InvalidSetting(
             "DATABASE_URL: expected postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE"
         )
+    if "?" in text:
+        raise InvalidSetting("DATABASE_URL: expected sqlite:///FILE without parameters")
     if not os.access(file.parent, os.W_OK):
         raise InvalidSetting(f"DATABASE_URL: the folder {file.parent} cannot be written to")
     return f"sqlite:///{file}"
@@ -108,28 +173,34 @@ def _postgres_url(address: str) -> str:
     """
     base, _, query = address.partition("?")
     parameters = []
-    for name, value in parse_qsl(query):
-        if name in {"ssl", "sslmode"} and value in TLS_REQUIRED:
-            value = "require"
-        parameter = ("sslmode" if name == "ssl" else name, value)
+    for parameter in query.split("&"):
+        name, _, value = parameter.partition("=")
+        if not value:
+            continue
+        if name in {"ssl", "sslmode"}:
+            parameter = f"sslmode={'require' if value in TLS_REQUIRED else value}"
         try:
-            parse_dsn("postgresql://?" + urlencode([parameter], quote_via=quote))
+            parse_dsn(f"postgresql://?{parameter}")
         except psycopg2.ProgrammingError:
             continue
         parameters.append(parameter)
-    url = f"postgresql://{base}?{urlencode(parameters, quote_via=quote, safe='/')}".removesuffix(
-        "?"
-    )
+    url = f"postgresql://{base}?{'&'.join(parameters)}".removesuffix("?")
     try:
-        ports = parse_dsn(url).get("port", "")
+        parts = parse_dsn(url)
     except psycopg2.ProgrammingError:
-        ports = "unreadable"
-    if not re.fullmatch(r"[\d,]*", ports) or not USER_AND_REST.fullmatch(base):
+        parts = {"port": "unreadable"}
+    if not re.fullmatch(r"[\d,]*", parts.get("port", "")) or not USER_AND_REST.fullmatch(base):
         # Not libpq's own words: they can hold a piece of the password.
         raise InvalidSetting(
             "DATABASE_URL: expected postgresql://USER:PASSWORD@HOST/DATABASE,"
             " with special characters in the password percent-encoded"
         )
+    if parts.get("sslrootcert") == "system":
+        _find_certificates()
+        if parts.get("sslmode", "verify-full") != "verify-full":
+            raise InvalidSetting(
+                "DATABASE_URL: expected sslmode=verify-full or none with sslrootcert=system"
+            )
     return url
 
 
@@ -145,11 +216,28 @@ def _database_schema(url: str) -> str:
     return name
 
 
-def _tokens(env: Env) -> dict[str, Any]:
+def _find_certificates() -> None:
+    """Tell psycopg2's own OpenSSL where the system keeps the certificates of its authorities.
+
+    By itself, that of a wheel looks in the folder in which it was built.
+    """
+    paths = ssl.get_default_verify_paths()
+    if not paths.cafile and not (paths.capath and os.listdir(paths.capath)):
+        raise InvalidSetting(
+            "DATABASE_URL: sslrootcert=system, but this system has no certificates: expected"
+            f" the package ca-certificates, or {paths.openssl_cafile_env} with the path of a file"
+        )
+    if paths.cafile:
+        os.environ[paths.openssl_cafile_env] = paths.cafile
+    if paths.capath:
+        os.environ[paths.openssl_capath_env] = paths.capath
+
+
+def _tokens(text: Callable[[str], str]) -> dict[str, Any]:
     """What makes a token valid; without a secret and a key set, none is asked for."""
-    name = "JWT_SECRET" if env.str("JWT_SECRET", "") else "BETTER_AUTH_SECRET"
-    secret, url = env.str(name, ""), env.str("JWT_JWKS_URL", "")
-    issuer, audience = env.str("JWT_ISSUER", ""), _items(env.str("JWT_AUDIENCE", ""))
+    name = "JWT_SECRET" if text("JWT_SECRET") else "BETTER_AUTH_SECRET"
+    secret, url = text(name), text("JWT_JWKS_URL")
+    issuer, audience = text("JWT_ISSUER"), _items(text("JWT_AUDIENCE"))
     if secret and url:
         raise InvalidSetting(f"{name} and JWT_JWKS_URL are both set: expected only one of them")
     if secret and len(secret.encode()) < 32:
@@ -165,7 +253,6 @@ def _tokens(env: Env) -> dict[str, Any]:
         "jwt_jwks_url": url,
         "jwt_issuer": issuer or None,
         "jwt_audience": audience,
-        "jwt_leeway": env.int("JWT_LEEWAY", 10, validate=Range(0, 600)),
     }
 
 

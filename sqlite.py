@@ -14,6 +14,9 @@ import peewee
 
 from database import REQUEST_S, Answer, TaskDatabase, unavailable
 
+# The device and the number of a file, or None where there is none.
+Identity = tuple[int, int] | None
+
 
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """One writer at a time, in a queue that is fair, and many readers."""
@@ -29,7 +32,26 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             field_types={"TIMESTAMPTZ": "TEXT"},
         )
         self._writing = threading.Lock()
+        # Which file is worked on, and which one is its log; and which one a thread has open.
+        self._file: Identity = None
+        self._log: Identity = None
+        self._opened = threading.local()
         self.register_function(later, "later", 2)
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        # Before it is opened: SQLite would write what the log of the file before holds into it.
+        if self._file:
+            self._expect(self._file)
+        connected = super().connect(reuse_if_open)
+        self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
+        self._log = identity(f"{self.database}-wal")
+        self._opened.file = self._file
+        return connected
+
+    def _expect(self, file: Identity) -> None:
+        """Raises OperationalError if the name now leads to another file than the one known."""
+        if identity(self.database) != file:
+            raise sqlite3.OperationalError("the file was removed or replaced")
 
     def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
         # SQLite's own queue of writers is a poll with growing pauses, in which some starve.
@@ -37,10 +59,15 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         if writes and not self._writing.acquire(timeout=REQUEST_S / 2):
             raise unavailable("the file is busy")
         try:
+            if getattr(self._opened, "file", None) != self._file:
+                self.close()
             named = {**values, "now": rfc3339(datetime.now(UTC))}
-            return Answer(self.connection().execute(sql, named).fetchall())
+            rows = self.connection().execute(sql, named).fetchall()
+            self._expect(self._opened.file)
+            return Answer(rows)
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             self.close()
+            self._schema_is_current = False  # It may be another file by now.
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
             raise unavailable(error) from error
@@ -54,17 +81,44 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
-        # The folder, not the file: closing a descriptor of the file would drop SQLite's own locks.
-        folder = os.open(Path(self.database).parent, os.O_RDONLY)
+        self.close()
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            self.execute_sql("PRAGMA journal_mode = WAL")
-            yield
-        except peewee.DatabaseError as error:
+            with locked(Path(self.database).parent):
+                log = f"{self.database}-wal"
+                if self._file not in {None, identity(self.database)} and identity(log) == self._log:
+                    for left in (log, f"{self.database}-shm"):
+                        Path(left).unlink(missing_ok=True)
+                self._file = None
+                self.execute_sql("PRAGMA journal_mode = WAL")
+                self._file = self._opened.file = identity(self.database)
+                yield
+        except (OSError, peewee.DatabaseError) as error:
             raise unavailable(error) from error
         finally:
             self.close()
-            os.close(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep out every other process that starts at this moment.
+
+    By the folder, not the file: closing a descriptor of the file would drop SQLite's own locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def identity(file: str) -> Identity:
+    """What tells one file from another one that has its name later."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def later(now: str, before: str) -> str:

@@ -259,9 +259,28 @@ def test_render_starts_what_the_procfile_starts() -> None:
     assert RENDER_YAML["services"][0]["startCommand"] == PROCFILE["web"]
 
 
-def test_the_platforms_get_the_oldest_python_of_the_workflow() -> None:
-    oldest = WORKFLOW["jobs"]["check"]["strategy"]["matrix"]["python"][0]
-    assert (ROOT / ".python-version").read_text() == f"{oldest}\n"
+def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
+    job = WORKFLOW["jobs"]["check"]
+    (setup,) = (step for step in job["steps"] if "setup-python" in step.get("uses", ""))
+    tested = job["strategy"]["matrix"]["python"]
+    assert setup["with"]["python-version"].split() == tested
+    assert (ROOT / ".python-version").read_text().rstrip("\n") in tested
+
+
+def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python3.10"
+    old.write_text(
+        f"""#!/bin/sh\nexec {sys.executable} -c "import sys\nsys.version_info = (3, 10)\n$2"\n"""
+    )
+    old.chmod(0o755)
+    for python in (old, tmp_path / "missing"):
+        command = ["make", "run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        *shell, line = done.stderr.splitlines()
+        assert "Python 3.11 or newer is needed" in line
+        assert shell == [] if python == old else len(shell) == 1
+    assert not (tmp_path / "venv").exists()
 
 
 def test_it_answers_who_has_a_token(deployed: Deployed) -> None:
@@ -315,7 +334,8 @@ def test_it_obeys_the_platform(deployed: Deployed) -> None:
 def test_a_fresh_installation_of_requirements_txt_serves(database_url: str, tmp_path: Path) -> None:
     programs = tmp_path / "fresh" / "bin"
     subprocess.run([sys.executable, "-m", "venv", programs.parent], check=True)
-    install = [programs / "pip", "install", "--quiet", "-r", ROOT / "requirements.txt"]
+    install = [programs / "pip", "install", "--quiet", "--no-deps", "-r", ROOT / "requirements.txt"]
     subprocess.run(install, check=True, timeout=300)
+    subprocess.run([programs / "pip", "check"], check=True, timeout=60)
     with on("heroku", database_url, tmp_path, programs) as service:
         serves(service)

@@ -193,6 +193,36 @@ def test_a_token_without_an_id_means_the_only_key(issuer: Issuer, old: Key, new:
     assert KeySet(issuer.url).find(None) is None
 
 
+@pytest.mark.parametrize(
+    "first, second", [("EdDSA", "ES256"), ("ES256", "RS256"), ("RS256", "EdDSA")]
+)
+def test_keys_of_two_types_may_share_an_id_in_any_order(
+    tmp_path: Path, issuer: Issuer, first: str, second: str
+) -> None:
+    """RFC 7517, section 4.5."""
+    keys = [Key(first, "shared"), Key(second, "shared")]
+    issuer.publish(*keys)
+    with Server(tmp_path, JWT_JWKS_URL=issuer.url, WEB_CONCURRENCY="1") as server:
+        assert [call(server, key).status_code for key in keys] == [200, 200]
+        token, other = (key.sign({"sub": "ann", "exp": int(time.time()) + 300}) for key in keys)
+        mixed = token.rpartition(".")[0] + "." + other.rpartition(".")[2]
+        headers = {"Authorization": f"Bearer {mixed}"}
+        assert requests.get(f"{server.url}/api/ann/tasks", headers=headers).status_code == 401
+
+
+def test_an_issuer_that_was_away_for_days_is_asked_again(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    issuer.say(HTML)
+    keys = KeySet(issuer.url)
+    keys._failures = 10_000
+    with pytest.raises(ServiceUnavailable):
+        keys.find("old")
+    issuer.publish(Key("EdDSA", "old"))
+    assert keys.find("old")
+
+
 def test_through_the_server(tmp_path: Path, issuer: Issuer, old: Key, new: Key) -> None:
     issuer.say(HTML)
     with Server(tmp_path, JWT_JWKS_URL=issuer.url, WEB_CONCURRENCY="1") as server:

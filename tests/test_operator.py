@@ -286,6 +286,15 @@ def test_the_commands_are_named_and_need_no_database(tmp_path: Path, database_ur
     assert flask(tmp_path, "migrate", DATABASE_URL=database_url).stdout == "applied 0001_task\n"
 
 
+@pytest.mark.parametrize("days", ["1e7", "36501", "-1", "nan", "inf"])
+def test_a_token_that_is_valid_for_too_long_is_refused_in_one_line(
+    tmp_path: Path, days: str
+) -> None:
+    result = flask(tmp_path, "token", "ann", "--days", days, JWT_SECRET="s" * 32)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "Error: --days: expected a number from 0 to 36500\n"
+
+
 def test_the_server_of_flask_says_where_it_is_and_logs_no_query(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -45,9 +45,13 @@ def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         (f"{NEON}?sslmode=no-verify", f"{NEON}?sslmode=require"),
         (OPTIONS := f"{NEON}?options=endpoint%3Dep-x%20-c%20a%3Db", OPTIONS),
         ("postgresql:///db?host=/tmp/x", "postgresql:///db?host=/tmp/x"),
+        (PLUS := "postgresql://host/db?user=ann&password=a+b%2Bc", PLUS),
+        (f"{NEON}?&sslmode=&connect_timeout=5", f"{NEON}?connect_timeout=5"),
+        (f'export DATABASE_URL="{NEON}"\n', NEON),
         (HOSTS := "postgresql://a,b:5432/db?target_session_attrs=primary", HOSTS),
         ("sqlite:///x.db", "sqlite:///x.db"),
         ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        ('"sqlite:///x.db"\n', "sqlite:///x.db"),
         ("", "sqlite:///tasks.db"),
         (" ", "sqlite:///tasks.db"),
     ],
@@ -82,10 +86,15 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("DATABASE_URL", "sqlite:///:memory:"),
         ("DATABASE_URL", "sqlite:////nowhere/at/all.db"),
         ("DATABASE_URL", "tasks.db"),
+        ("DATABASE_URL", "sqlite:///x.db?mode=ro"),
+        ("DATABASE_URL", "sqlite:///x.db?"),
+        ("DATABASE_URL", "postgresql://ann:12 34@host/db"),
+        ("DATABASE_URL", "postgresql://ann:pass@host/db?options=-c a=b"),
         ("DATABASE_URL", "postgresql://ann:pass/word@host/db"),
         ("DATABASE_URL", "postgresql://ann:pass@[host/db"),
         ("DATABASE_URL", "postgresql://ann:p@pass@host/db"),
         ("DATABASE_URL", "postgresql://ann:1/pass@host/db"),
+        ("DATABASE_URL", "postgresql://host/db?sslmode=require&sslrootcert=system"),
         ("PORT", "x"),
         ("PORT", "0"),
         ("PORT", "65536"),
@@ -100,6 +109,13 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("CORS_ORIGINS", "https://a.example/path"),
         ("CORS_ORIGINS", "https://b\u00fccher.example"),
         ("JWT_SECRET", "x" * 31),
+        ("JWT_SECRET", f" '{'x' * 31}'\n"),
+        ("JWT_SECRET", "x" * 32 + '"'),
+        ("JWT_SECRET", "'" + "x" * 32),
+        ("JWT_SECRET", "\u201c" + "x" * 32 + "\u201d"),
+        ("JWT_SECRET", "x" * 16 + "\n" + "x" * 16),
+        ("JWT_SECRET", "\u200b" + "x" * 32),
+        ("JWT_SECRET", "x" * 32 + "\udcff"),
         ("BETTER_AUTH_SECRET", "x" * 31),
         ("JWT_JWKS_URL", "http://issuer.example/jwks"),
         ("JWT_JWKS_URL", "http://127.0.0.1.issuer.example/jwks"),
@@ -128,6 +144,132 @@ def test_a_wrong_setting_is_named(
     assert "pass" not in message.replace("PASSWORD", "").replace("password", "")
 
 
+def test_a_system_without_certificates_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", f"{NEON}?sslrootcert=system")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    with pytest.raises(settings.InvalidSetting, match=r"DATABASE_URL: .* has no certificates"):
+        settings.read_settings()
+
+
+@pytest.mark.parametrize("level", ["debug", "Debug", " WARNING\n", '"info"'])
+def test_the_level_of_the_log_is_taken_in_any_case(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+    monkeypatch.setenv("LOG_LEVEL", level)
+    assert settings.read_settings().log_level == level.strip(' "\n').upper()
+
+
+SECRET = "correct-horse-battery-staple-0123"
+
+
+@pytest.mark.parametrize("wrapped", ["{}", " {} ", "{}\n", '"{}"', "'{}'", ' "{}"\r\n', "' {} '"])
+def test_what_is_pasted_along_with_a_value_is_taken_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrapped: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "DATABASE_URL": (NEON, "database_url", NEON),
+        "CORS_ORIGINS": ("https://a.example", "cors_origins", ("https://a.example",)),
+        "THREADS": ("7", "threads", 7),
+        "JWT_SECRET": (SECRET, "jwt_secret", SECRET),
+        "JWT_ISSUER": ("https://a.example", "jwt_issuer", "https://a.example"),
+        "JWT_AUDIENCE": ("api", "jwt_audience", ("api",)),
+    }
+    for name, (value, _, _) in values.items():
+        monkeypatch.setenv(name, wrapped.format(value))
+    read = settings.read_settings()
+    for _, attribute, taken in values.values():
+        assert getattr(read, attribute) == taken
+    monkeypatch.delenv("JWT_SECRET")
+    monkeypatch.setenv("JWT_JWKS_URL", wrapped.format("https://a.example/jwks"))
+    assert settings.read_settings().jwt_jwks_url == "https://a.example/jwks"
+
+
+@pytest.mark.parametrize(
+    "content, secret",
+    [
+        ("", ""),
+        ("# JWT_SECRET=x\n\n  \n\t# indented\n", ""),
+        (f"JWT_SECRET={SECRET}", SECRET),
+        (f"JWT_SECRET={SECRET}\r\nTHREADS=7\r\n", SECRET),
+        (f"JWT_SECRET={SECRET}\rTHREADS=7\r", SECRET),
+        (f"  JWT_SECRET = {SECRET}  ", SECRET),
+        (f"export JWT_SECRET={SECRET}", SECRET),
+        (f'JWT_SECRET="{SECRET}"', SECRET),
+        (f"JWT_SECRET='{SECRET}' # a comment", SECRET),
+        (f"JWT_SECRET={SECRET} # a comment", SECRET),
+        (f"JWT_SECRET={SECRET}#1", f"{SECRET}#1"),
+        (f"JWT_SECRET='\"{SECRET}\"'", SECRET),
+        (f'JWT_SECRET="{SECRET}\\n"', SECRET),
+        (f"A=b\nJWT_SECRET={SECRET}$A${{A}}${{HOME}}", f"{SECRET}$A${{A}}${{HOME}}"),
+        (f'JWT_SECRET="{SECRET}${{HOME:-x}}"', f"{SECRET}${{HOME:-x}}"),
+        (f"JWT_SECRET={SECRET}=\u00e4 \u7528", f"{SECRET}=\u00e4 \u7528"),
+        ("JWT_SECRET=", ""),
+        (f"NEVER_HEARD_OF=1\nJWT_SECRET={SECRET}", SECRET),
+        (f"\ufeffJWT_SECRET={SECRET}".encode(), SECRET),
+        (f"JWT_SECRET={SECRET}\r\n".encode("utf-16"), SECRET),
+        (b"\xfe\xff" + f"JWT_SECRET={SECRET}".encode("utf-16-be"), SECRET),
+        (f'JWT_SECRET="{SECRET}', 1),
+        (f"THREADS=7\nJWT_SECRET='{SECRET}\nPORT=1\n", 2),
+        (f'\n\r\n# one\n\nJWT_SECRET="{SECRET}\n\nLOG_LEVEL="debug"\n', 5),
+        (f'A="1\nJWT_SECRET={SECRET}\nB="2"\n', 1),
+        (f'A="1\nJWT_SECRET={SECRET}\nB="', 1),
+        (f'JWT_SECRET="{SECRET}" x', 1),
+        (f'JWT_SECRET="{SECRET}""', 1),
+        (f"PORT=1\n\nJWT_SECRET {SECRET}", 3),
+        (f"JWT_SECRET: {SECRET}", 1),
+        ("JWT_SECRET", 1),
+        (f"={SECRET}", 1),
+        (f"JWT-SECRET={SECRET}", 1),
+        (f"set JWT_SECRET={SECRET}", 1),
+        (f"PORT=1\n{SECRET}\n", 2),
+        (f"JWT_SECRET={SECRET}\n<<<<<<< HEAD\n", 2),
+        (f"PORT=1\nJWT_SECRET={SECRET}\u00e4".encode("latin-1"), 2),
+        (f"JWT_SECRET={SECRET}".encode("utf-16-le"), 1),
+        (f"JWT_SECRET={SECRET}".encode("utf-32"), 1),
+    ],
+)
+def test_each_line_of_the_file_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | bytes, secret: str | int
+) -> None:
+    """What the secret is, or which line stops the start."""
+    (tmp_path / ".env").write_bytes(content.encode() if isinstance(content, str) else content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+    if isinstance(secret, str):
+        assert settings.read_settings().jwt_secret == secret
+        return
+    with pytest.raises(settings.InvalidSetting) as stop:
+        settings.read_settings()
+    message = str(stop.value)
+    assert message.startswith(f".env, line {secret}: expected ")
+    assert "\n" not in message and SECRET not in message
+
+
+def test_a_folder_of_that_name_is_no_file_of_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some name their virtual environment so."""
+    (tmp_path / ".env").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+    assert settings.read_settings().jwt_secret == ""
+
+
+def test_a_quote_that_is_not_closed_starts_no_open_server(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f'THREADS=7\nJWT_SECRET="{SECRET}\n')
+    result = start(tmp_path)
+    assert result.returncode == 1
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert line.startswith(".env, line 2: ")
+
+
 def test_a_wrong_setting_stops_the_start_with_one_line(tmp_path: Path) -> None:
     # In the file: Gunicorn reads WEB_CONCURRENCY of the environment by itself, before all else.
     (tmp_path / ".env").write_text("WEB_CONCURRENCY=many")
@@ -146,7 +288,13 @@ def test_two_ways_to_sign_at_once_stop_the_start(tmp_path: Path, name: str) -> N
     assert name in line and "JWT_JWKS_URL" in line and "sss" not in line
 
 
-@pytest.mark.parametrize("name", ["PORT", "DYNO", "RENDER", "FLY_APP_NAME", "K_SERVICE"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PORT", "DYNO", "FLY_APP_NAME", "K_SERVICE", "RAILWAY_ENVIRONMENT_ID", "RENDER"),
+        "WEBSITE_SITE_NAME",
+    ],
+)
 def test_a_platform_needs_a_database(tmp_path: Path, name: str) -> None:
     result = start(tmp_path, **{name: "8000"})
     assert result.returncode == 1

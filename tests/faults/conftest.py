@@ -38,16 +38,25 @@ def network(cluster: Cluster) -> Iterator[Network]:
 
 
 @pytest.fixture
-def pgbouncer(cluster: Cluster, network: Network, tmp_path: Path) -> Iterator[int]:
+def certificate() -> Iterator[Path]:
+    """A certificate for localhost that signs itself; its key is beside it."""
+    folder = Path("/tmp") / f"pgbouncer-{uuid4().hex}"
+    folder.mkdir(mode=0o755)
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(folder / "key"), "-out", str(folder / "crt")]
+    subprocess.run(command, check=True, capture_output=True)
+    yield folder / "crt"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def pgbouncer(cluster: Cluster, network: Network, certificate: Path) -> Iterator[int]:
     """The port of a PgBouncer in transaction mode, with TLS and SCRAM, in front of the network."""
     if not shutil.which("pgbouncer"):
         pytest.skip("PgBouncer is not installed")
     port = free_port()
-    folder = Path("/tmp") / f"pgbouncer-{uuid4().hex}"
-    folder.mkdir(mode=0o755)
-    certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"]
-    certificate += ["-keyout", str(folder / "key"), "-out", str(folder / "crt"), "-days", "2"]
-    subprocess.run(certificate, check=True, capture_output=True)
+    folder = certificate.parent
     (folder / "users").write_text(f'"postgres" "{PASSWORD}"\n')
     (folder / "ini").write_text(
         f"[databases]\n* = host=127.0.0.1 port={network.port}\n[pgbouncer]\n"
@@ -67,4 +76,3 @@ def pgbouncer(cluster: Cluster, network: Network, tmp_path: Path) -> Iterator[in
     yield port
     process.kill()
     process.wait()
-    shutil.rmtree(folder)

@@ -7,13 +7,18 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 from faults.network import Load, eventually
-from server import Server, User
+from server import Server, User, change_by_hand
+
+from sqlite import Sqlite
+
+FULL = 2
 
 
 @pytest.mark.slow
@@ -38,6 +43,38 @@ def test_16_writers_and_then_everything_killed(tmp_path: Path) -> None:
         load.check("SQLite, 16 writers, kill -9", allowed={200, 201, 0})
 
 
+def test_who_reads_does_not_wait_for_who_writes(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.db"
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{file}") as server, User(server, "ann") as ann:
+        task = ann.create()
+        with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+            writer.execute("BEGIN EXCLUSIVE")
+            start = time.monotonic()
+            assert ann.tasks() == [task]
+            assert time.monotonic() - start < 2
+
+
+def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
+    """It survives a power failure, which no test can make: https://sqlite.org/pragma.html"""
+    database = Sqlite(str(tmp_path / "tasks.db"), threads=20)
+    database.migrate()
+    assert database.send("PRAGMA synchronous", {}).rows == [(FULL,)]
+    database.close()
+
+
+def test_no_writer_starves(tmp_path: Path) -> None:
+    """Without a queue of our own, one of a hundred writes takes forty times as long as most."""
+    url = f"sqlite:///{tmp_path}/tasks.db"
+    with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
+        with Load(server, clients=16) as load:
+            time.sleep(4)
+        load.check("SQLite, 16 writers", allowed={200, 201})
+    took = sorted(end - start for start, end, what, _ in load.answers if "GET" not in what)
+    usual, slow = took[len(took) // 2], took[len(took) * 99 // 100]
+    print(f"\na write: {usual * 1000:.0f} ms, one of a hundred over {slow * 1000:.0f} ms")
+    assert slow < 8 * usual
+
+
 def test_the_schema_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
@@ -48,6 +85,50 @@ def test_the_schema_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
     os.close(folder)
     with server, User(server.wait(), "ann") as user:
         user.create()
+
+
+@pytest.mark.parametrize("how", ["removed", "removed with its log", "replaced", "folder removed"])
+def test_no_write_is_acknowledged_into_a_file_that_is_gone(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    file, backup = folder / "tasks.db", tmp_path / "backup.db"
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{file}") as server, User(server, "ann") as ann:
+
+        def create(title: str) -> int:
+            with User(server, "ann") as user:
+                return user.post("/tasks", json={"title": title}).status_code
+
+        ann.create("kept")
+        change_by_hand(f"sqlite:///{file}", f"VACUUM INTO '{backup}'")
+        with ThreadPoolExecutor(16) as pool:  # So that the log is longer than the backup.
+            assert set(pool.map(create, [f"lost {n}" for n in range(400)])) == {201}
+            if how == "replaced":
+                backup.rename(file)
+            elif how == "removed":
+                file.unlink()
+            else:
+                for part in folder.iterdir():
+                    part.unlink()
+            if how == "folder removed":
+                folder.rmdir()
+                assert create("nowhere") == create("nowhere") == 503
+                folder.mkdir()
+            titles = [f"new {n}" for n in range(400)]
+            statuses = list(pool.map(create, titles))
+        refused = statuses.count(503)
+        assert set(statuses[100:]) == {201}, statuses
+        acknowledged = {
+            title for title, status in zip(titles, statuses, strict=True) if status == 201
+        }
+        kept = {"kept"} if how == "replaced" else set()
+        assert {task["title"] for task in ann.tasks()} == acknowledged | kept
+        assert server.stop() == 0
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        found = {title for (title,) in connection.execute("SELECT title FROM task")}
+    assert found == acknowledged | kept
+    print(f"\n{how}: {refused} refused, {len(acknowledged)} acknowledged, all of them found")
+    assert '"level":"error"' not in server.log_file.read_text()
 
 
 @pytest.fixture

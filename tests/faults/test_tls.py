@@ -1,0 +1,67 @@
+"""A PostgreSQL whose certificate an authority of the system has signed, or has not."""
+
+import os
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults.network import Cluster
+from server import ROOT
+
+# Puts the folder $0 in the place of $1, for the command behind them alone.
+WITH_FOLDER = 'mount --bind "$0" "$1" && shift && exec "$@"'
+
+
+@pytest.fixture
+def trusting(tmp_path: Path, certificate: Path) -> list[str]:
+    """What to put before a command for which `certificate` is the only authority of the system."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"]).returncode != 0:
+        pytest.skip("the system's certificates cannot be replaced here")
+    folder = tmp_path / "certs"
+    folder.mkdir()
+    hashed = ["openssl", "x509", "-hash", "-noout", "-in", str(certificate)]
+    name = subprocess.run(hashed, check=True, capture_output=True, text=True).stdout.strip()
+    for file in (f"{name}.0", "ca-certificates.crt"):
+        (folder / file).write_bytes(certificate.read_bytes())
+    system = ssl.get_default_verify_paths().openssl_capath
+    return ["unshare", "--mount", "sh", "-c", WITH_FOLDER, str(folder), os.path.realpath(system)]
+
+
+def migrate(folder: Path, before: list[str], url: str) -> subprocess.CompletedProcess[str]:
+    """What needs a connection to the database, and says why it has none."""
+    return subprocess.run(
+        [*before, sys.executable, "-m", "flask", "--app", "app", "migrate"],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("mode", ["", "&sslmode=verify-full"])
+def test_an_authority_of_the_system_is_believed(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, trusting: list[str], mode: str
+) -> None:
+    url = cluster.url(database, pgbouncer).replace("127.0.0.1", "localhost")
+    done = migrate(tmp_path, trusting, f"{url}?sslrootcert=system{mode}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "applied 0001_task\n", "")
+
+
+def test_another_authority_is_not(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
+) -> None:
+    url = cluster.url(database, pgbouncer).replace("127.0.0.1", "localhost")
+    done = migrate(tmp_path, [], f"{url}?sslrootcert=system")
+    assert done.returncode == 1
+    assert "certificate verify failed" in done.stderr
+
+
+def test_the_name_of_the_server_counts(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, trusting: list[str]
+) -> None:
+    done = migrate(tmp_path, trusting, f"{cluster.url(database, pgbouncer)}?sslrootcert=system")
+    assert done.returncode == 1
+    assert "localhost" in done.stderr and "does not match" in done.stderr

@@ -1,0 +1,89 @@
+"""What the application takes from Python and its packages, so that no upgrade is a surprise."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import distributions
+from types import ModuleType
+
+from server import ROOT
+
+# They come with a virtual environment.
+INSTALLERS = {"pip", "setuptools", "wheel"}
+FILES = sorted(ROOT.glob("*.py"))
+# Named with an underscore, and part of the package's public interface by its own documentation.
+DOCUMENTED = {
+    "_connect": "Peewee, to open a connection in another way than its driver",
+    "_deserialize": "marshmallow, to read a field of one's own",
+    "_meta": "Peewee, the fields of a model and its database",
+}
+# No public way leads there: flask-smorest is pinned, and test_docs.py sees what an upgrade moves.
+NEEDED = {
+    "_app": "flask-smorest, the application while an Api registers its components",
+    "_init_spec": "flask-smorest, plugins of apispec",
+    "_prepare_doc_cbks": "flask-smorest, documents what else an operation has",
+    "_register_etag_headers": "flask-smorest, whose headers are not ours",
+    "_register_pagination_header": "flask-smorest, whose header is not ours",
+    "_register_responses": "flask-smorest, whose error responses are not ours",
+}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def taken() -> set[str]:
+    """The private names that the application uses and does not define."""
+    used, own = set(), set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
+                used.add(node.attr)
+                if isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+                    own.add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+    return used - own
+
+
+def modules() -> Iterator[ModuleType]:
+    return (import_module(file.stem) for file in FILES if file.stem.isidentifier())
+
+
+def overridden() -> set[str]:
+    """The private names that a class of the application defines in the place of a package's."""
+    names = set()
+    for module in modules():
+        for _, ours in inspect.getmembers(module, inspect.isclass):
+            if ours.__module__ == module.__name__:
+                defined = {name for name, part in vars(ours).items() if inspect.isfunction(part)}
+                for base in ours.__mro__[1:]:
+                    if base.__module__ not in {file.stem for file in FILES}:
+                        names |= set(filter(is_private, defined & vars(base).keys()))
+    return names
+
+
+def test_nothing_private_is_used_without_a_reason() -> None:
+    assert taken() | overridden() == DOCUMENTED.keys() | NEEDED.keys()
+
+
+def test_everything_that_is_installed_is_pinned() -> None:
+    """Also what a package of ours needs: tomorrow's installation is today's."""
+    pinned = {}
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if match := re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)", line):
+                pinned[normalized(match[1])] = match[2]
+            else:
+                assert line.startswith("#") or line == "-r requirements.txt"
+    installed = {normalized(found.name): found.version for found in distributions()}
+    for name in INSTALLERS:
+        installed.pop(name, None)
+    assert installed == pinned
+
+
+def normalized(name: str) -> str:
+    """A package's name as registries compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
