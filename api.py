@@ -18,9 +18,8 @@ from werkzeug.exceptions import (
 )
 
 import problems
+from settings import MAX_BODY
 
-# In bytes. The longest legal body, each character escaped as a surrogate pair, has 66,032.
-MAX_BODY = 128 * 1024
 View = TypeVar("View", bound=Callable[..., Any])
 
 STRING = {"schema": {"type": "string"}}

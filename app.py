@@ -11,7 +11,7 @@ import orjson
 from flask import Blueprint, Flask, Response, jsonify, redirect, render_template, request
 from flask.json.provider import JSONProvider
 from gunicorn.arbiter import Arbiter
-from werkzeug.exceptions import NotFound, ServiceUnavailable
+from werkzeug.exceptions import MethodNotAllowed, NotFound, ServiceUnavailable
 from werkzeug.wrappers import Response as BaseResponse
 
 import api
@@ -110,7 +110,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
-    app.before_request(refuse_undecodable_path)
+    app.before_request(refuse_other_spellings)
     register_api(app)
     app.register_blueprint(docs)
     cors.allow_origins(app, settings.cors_origins)
@@ -179,9 +179,15 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
         click.echo("\n".join(f"applied {name}" for name in names) or "nothing to do")
 
 
-def refuse_undecodable_path() -> None:
-    """Raises NotFound for a path that is not UTF-8: two of them must not become one user."""
-    path = request.environ["PATH_INFO"]
+def refuse_other_spellings() -> None:
+    """Keep apart what Werkzeug takes for the same.
+
+    Raises NotFound for a path that is not UTF-8, since two of them would be one user, and
+    MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
+    """
+    path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]
+    if method != request.method and request.url_rule:
+        raise MethodNotAllowed(sorted(request.url_rule.methods or ()))
     try:
         path.isascii() or path.encode("latin-1").decode()
     except UnicodeDecodeError as error:

@@ -1,19 +1,20 @@
 """How the application is served."""
 
 import os
+import resource
 import signal
-import socket
 from typing import Any
 
 import logs
 from settings import VERSION, read_settings
+from worker import Worker
 
 settings = read_settings()
 
 bind = f"{settings.host}:{settings.port}"
 workers = settings.workers
 threads = settings.threads
-worker_class = "gthread"  # A request spends most of its time waiting for the database.
+worker_class = Worker
 timeout = 30  # Only for the heartbeat of a worker; what a request waits for is bounded in itself.
 logger_class = logs.ServerLogger
 loglevel = settings.log_level.lower()
@@ -23,9 +24,14 @@ graceful_timeout = 9  # Longer than the longest request, shorter than the shorte
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.
 limit_request_line = 8190  # The most that Gunicorn has; a search or a cursor can be long.
-# Whose X-Forwarded-Proto is believed; platforms say so in the environment.
-forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1,::1")
-forwarder_headers = ""  # A SCRIPT_NAME from outside would move the routes.
+limit_request_field_size = 32 * 1024  # A token can be long, too.
+permit_unconventional_http_method = True  # The application answers them with a 405.
+# No answer depends on the scheme, and a SCRIPT_NAME from outside would move the routes.
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+# The rest of the file descriptors is for the database, and for what one forgets.
+worker_connections = max(100, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 124))
+sendfile = False  # It would wait for the client.
 control_socket_disable = True  # Nobody asks it, and it is a file in a home that may not be there.
 
 
@@ -33,10 +39,6 @@ def when_ready(server: Any) -> None:
     addresses = [str(listener) for listener in server.LISTENERS]
     fields = logs.summary(settings, addresses)
     server.log.info("Task API %s started", VERSION, extra={"fields": fields})
-    for listener in server.LISTENERS:
-        if hasattr(socket, "TCP_DEFER_ACCEPT"):
-            # Whoever connects and says nothing would hold a thread for five seconds.
-            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
     if not settings.jwt_secret and not settings.jwt_jwks_url:
         server.log.warning("Anyone who can reach this server may read and write every user's tasks")
 

@@ -16,6 +16,8 @@ from dotenv.parser import parse_stream
 from psycopg2.extensions import parse_dsn
 
 VERSION = "1.0.0"
+# In bytes. The longest legal body, each character escaped as a surrogate pair, has 66,032.
+MAX_BODY = 128 * 1024
 # Set by the platforms that deploy from a Procfile, of which PORT is what all have in common.
 PLATFORM_VARIABLES = {
     "PORT",

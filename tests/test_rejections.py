@@ -158,6 +158,11 @@ PATHS = {
     "POST to complete": (call(b"POST", b"{tasks}/1/complete"), 405),
     "TRACE": (call(b"TRACE", b"{tasks}"), 405),
     "an unknown method": (call(b"BREW", b"{tasks}"), 405),
+    "a method in lower case": (call(b"get", b"{tasks}"), 405),
+    "a method in two cases": (call(b"Get", b"/health"), 405),
+    "a method of one letter": (call(b"M", b"{tasks}"), 405),
+    "a method with a digit": (call(b"GET2", b"{tasks}"), 405),
+    "a method in lower case for an unknown path": (call(b"get", b"/nope"), 404),
     "POST to health": (call(b"POST", b"/health"), 405),
     "a path over 8 kB": (call(b"GET", b"/" + b"x" * 9000), 414),
 }
@@ -169,7 +174,7 @@ HTTP = {
     "a space before the colon": (call(b"GET", b"{tasks}", b"X : y\r\n"), 400),
     "a NUL in a header": (call(b"GET", b"{tasks}", b"X: a\0b\r\n"), 400),
     "a folded header": (call(b"GET", b"{tasks}", b"X: a\r\n b\r\n"), 400),
-    "a header of 10 kB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 10_000)), 431),
+    "a header over 32 KiB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 32_768)), 431),
     "200 headers": (call(b"GET", b"{tasks}", b"X: y\r\n" * 200), 431),
     "a length that is none": (call(b"POST", b"{tasks}", JSON + b"Content-Length: x\r\n"), 400),
     "a negative length": (call(b"POST", b"{tasks}", JSON + b"Content-Length: -1\r\n"), 400),
@@ -254,6 +259,22 @@ def test_the_longest_legal_body_is_taken(user: User) -> None:
     assert status == 201
     assert json.loads(answer)["description"] == "😀" * 5000
     assert user.tasks() == [json.loads(answer)]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"X-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n",
+        b"X-Forwarded-Proto: http\r\nX-Forwarded-Protocol: ssl\r\n",
+        b"Authorization: Bearer %b\r\n" % (b"x" * 32_000),
+        b"Expect: 200-ok\r\n",
+        b"X: y\r\n" * 98,
+    ],
+    ids=["proto", "protocol", "a long token", "an unknown expectation", "100 headers"],
+)
+def test_no_header_that_is_http_is_refused(user: User, headers: bytes) -> None:
+    status, answered, body = send(user, call(b"GET", b"{tasks}", headers))
+    assert (status, answered["content-type"], body) == (200, "application/json", b"[]\n")
 
 
 def test_a_broken_body_does_not_spoil_the_next_request(user: User) -> None:

@@ -63,7 +63,6 @@ def test_the_line_has_the_path_in_its_own_letters(server: Server, end: str) -> N
     [
         b"GET / HTTP/1.1\r\nBearer secret5\r\n\r\n",
         b"GET /?token=secret5\r\n\r\n",
-        b"GET / HTTP/1.1\r\nExpect: secret5\r\n\r\n",
         b"GET / HTTP/1.1\r\nTransfer-Encoding: secret5\r\n\r\n",
     ],
 )

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import requests
 from faults.network import Cluster, Load, Network, eventually
 from server import ROOT, Server
 
@@ -109,47 +107,3 @@ def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path, name: str
         time.sleep(0.02)
     assert server.stop() == 0
     assert time.monotonic() < deadline
-
-
-@pytest.mark.slow
-def test_200_silent_connections(server: Server) -> None:
-    silent = [socket.create_connection(server.address) for _ in range(200)]
-    try:
-        longest = slowest_health(server, 6)
-    finally:
-        for connection in silent:
-            connection.close()
-    print(f"\n200 silent connections: /health {longest:.3f} s at most")
-    assert longest < 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [16, 200])
-def test_dripping_connections(server: Server, number: int) -> None:
-    """Gunicorn's threads wait for each byte: as many drips as threads, and the others wait too."""
-    dripping = [socket.create_connection(server.address) for _ in range(number)]
-    try:
-        for connection in dripping:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
-        if number < 20:
-            longest = slowest_health(server, 3)
-            assert longest < 1
-        else:
-            with pytest.raises(requests.Timeout):
-                requests.get(f"{server.url}/health", timeout=1)
-            for connection in dripping:
-                connection.close()
-            longest = eventually(lambda: slowest_health(server, 0.1) < 1, 3)
-    finally:
-        for connection in dripping:
-            connection.close()
-    print(f"\n{number} dripping connections: /health {longest:.3f} s")
-
-
-def slowest_health(server: Server, seconds: float) -> float:
-    longest, end = 0.0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        start = time.monotonic()
-        assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
-        longest = max(longest, time.monotonic() - start)
-    return longest

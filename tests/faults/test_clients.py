@@ -1,0 +1,315 @@
+"""Clients that are slow, silent or rude cost the others nothing."""
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import psycopg2
+import pytest
+import requests
+from faults.network import Cluster, eventually
+from server import Server, User
+
+HEAD = b"POST /api/slow/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+GET_TASKS = b"GET /api/slow/tasks HTTP/1.1\r\nHost: x\r\n"
+# What each sends at once, and what it drips from then on.
+SLOW = {
+    "silent": (b"", b""),
+    "dripping a head": (b"GET /health HTTP/1.1\r\nHost: x\r\nX: ", b"x"),
+    "dripping a body": (HEAD + b"Content-Length: 1000\r\n\r\n", b" "),
+    "dripping chunks": (CHUNKED, b"1\r\n \r\n"),
+    "stopping in a chunk": (CHUNKED + b"ff\r\n ", b""),
+    "never reading": (GET_TASKS + b"\r\n", b""),
+    "never closing": (b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b""),
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path, cluster: Cluster, database: str) -> Iterator[Server]:
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
+        yield server
+        assert server.stop() == 0
+    assert '"level":"error"' not in server.log_file.read_text()
+
+
+class Clients:
+    """Connections of which each sends `first`, then `drip` every tenth of a second."""
+
+    def __init__(self, server: Server, number: int, first: bytes, drip: bytes = b"") -> None:
+        self.drip = drip
+        self.open: list[socket.socket] = []
+        for _ in range(number):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(server.address)
+            connection.sendall(first)
+            self.open.append(connection)
+        self._going = threading.Event()
+        self._thread = threading.Thread(target=self._live)
+
+    def __enter__(self) -> "Clients":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._going.set()
+        self._thread.join()
+        for connection in self.open:
+            connection.close()
+
+    def _live(self) -> None:
+        while self.drip and not self._going.wait(0.1):
+            for connection in self.open:
+                with suppress(OSError):
+                    connection.send(self.drip, socket.MSG_DONTWAIT)
+
+
+def held(server: Server) -> int:
+    """How many connections of clients the workers have."""
+    workers = psutil.Process(server.process.pid).children()
+    return sum(
+        connection.status != psutil.CONN_LISTEN and connection.laddr.port == server.address[1]
+        for worker in workers
+        for connection in worker.net_connections("tcp4")
+    )
+
+
+def slowest(server: Server, seconds: float, path: str = "/health") -> float:
+    """The longest answer to one request after the other, each on a new connection."""
+    longest, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.monotonic()
+        assert requests.get(server.url + path, timeout=20).status_code == 200
+        longest = max(longest, time.monotonic() - start)
+    return longest
+
+
+def read(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """The next answer on a connection that stays open. Raises AssertionError if it was closed."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        piece = connection.recv(1)
+        assert piece, f"closed after {answer!r}"
+        answer += piece
+    status, *lines = answer.decode("latin-1").strip().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    body, length = b"", int(headers.get("content-length", 0))
+    while len(body) < length:
+        piece = connection.recv(length - len(body))
+        assert piece, f"closed after {body!r}"
+        body += piece
+    return int(status.split()[1]), headers, body
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SLOW)
+def test_200_slow_clients(server: Server, cluster: Cluster, database: str, kind: str) -> None:
+    with User(server, "slow") as user:
+        user.create(description="x" * 5000)
+    for _ in range(10):  # What they list has five megabytes, more than a socket takes.
+        cluster.execute(
+            "INSERT INTO task SELECT (jsonb_populate_record(task, id)).* FROM"
+            " (SELECT task, jsonb_build_object('id', gen_random_uuid()) AS id FROM task) AS tasks",
+            database,
+        )
+    number = 20 if kind == "never reading" else 200
+    with Clients(server, number, *SLOW[kind]) as clients:
+        health = slowest(server, 2)
+        tasks = slowest(server, 2, "/api/other/tasks")
+        most = memory(server)
+        gone = eventually(lambda: held(server) == 0, 14)
+    print(
+        f"\n{len(clients.open)} {kind}: /health {health:.3f} s at most, tasks {tasks:.3f} s,"
+        f" memory {most:.0f} MiB, all closed after another {gone:.1f} s"
+    )
+    assert health < 0.5 and tasks < 0.5
+
+
+@pytest.mark.slow
+def test_more_silent_connections_than_there_may_be(server: Server) -> None:
+    """The oldest are closed in favor of new ones."""
+    with Clients(server, 2500, b"GET") as clients:
+        health = slowest(server, 3)
+        most = held(server)
+    print(f"\n{len(clients.open)} silent connections, {most} held: /health {health:.3f} s at most")
+    assert most <= 2010
+    assert health < 0.5
+
+
+@pytest.mark.slow
+def test_1000_requests_sent_by_half(server: Server) -> None:
+    half = HEAD + b"Content-Length: 131072\r\n\r\n" + b" " * 131_000
+    before = memory(server)
+    with Clients(server, 1000, half):
+        after = memory(server)
+        health = slowest(server, 1)
+    print(
+        f"\n1,000 half-sent requests of 128 KiB: {before:.0f} MiB before, {after:.0f} MiB with"
+        f" them, /health {health:.3f} s at most"
+    )
+    assert after < before + 160
+
+
+def memory(server: Server) -> float:
+    """The resident memory of all processes, in MiB."""
+    master = psutil.Process(server.process.pid)
+    return sum(p.memory_info().rss for p in [master, *master.children()]) / 2**20
+
+
+def test_health_in_an_overload(server: Server, cluster: Cluster, database: str) -> None:
+    """200 requests at once for a table that somebody has locked."""
+    with User(server, "ann") as user:
+        user.create()
+    locker = threading.Event()
+
+    def lock() -> None:
+        with closing(psycopg2.connect(cluster.url(database))) as connection:
+            connection.cursor().execute("LOCK TABLE task")
+            locker.set()
+            time.sleep(2)
+
+    thread = threading.Thread(target=lock)
+    thread.start()
+    locker.wait()
+    with Clients(server, 200, GET_TASKS + b"\r\n"):
+        health = slowest(server, 1.5)
+    thread.join()
+    print(f"\n200 requests for a locked table: /health {health:.3f} s at most")
+    assert health < 0.1
+
+
+@pytest.mark.parametrize("kind", ["dripping a head", "silent", "never closing"])
+def test_a_stop_does_not_wait_for_slow_clients(server: Server, kind: str) -> None:
+    with Clients(server, 20, *SLOW[kind]):
+        time.sleep(0.2)
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        code = server.process.wait(9)
+        took = time.monotonic() - start
+    print(f"\nSIGTERM with 20 {kind}: {took:.2f} s")
+    assert code == 0
+    assert took < 4
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/api/ann/tasks", 415),
+        ("POST", "/nope", 404),
+        ("POST", "/health", 405),
+        ("DELETE", f"/api/ann/tasks/{uuid4()}", 404),
+        ("GET", "/api/ann/tasks", 200),
+    ],
+)
+def test_a_connection_that_is_kept_is_kept(
+    server: Server, framing: str, method: str, path: str, expected: int
+) -> None:
+    """After an answer to a request whose body of 66 KB, or of 128 KiB, nobody has read."""
+    request = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode()
+    for size in (66_000, 131_072):
+        body = b" " * size
+        if framing == "length":
+            sent = request + b"Content-Length: %d\r\n\r\n" % size + body
+        else:
+            chunk = b"%x\r\n%b\r\n" % (size // 4, body[: size // 4])
+            sent = request + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 4 + b"0\r\n\r\n"
+        with closing(socket.create_connection(server.address, timeout=5)) as connection:
+            for _ in range(10):
+                connection.sendall(sent)
+                status, headers, _ = read(connection)
+                assert (status, headers["connection"]) == (expected, "keep-alive")
+
+
+@pytest.mark.parametrize("size", [131_073, 3_000_000])
+def test_what_is_too_large_is_told_so(server: Server, size: int) -> None:
+    """The client can read its 413 after it has sent everything, and knows that it must close."""
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % size)
+        for _ in range(size // 10_000):
+            connection.sendall(b" " * 10_000)
+            time.sleep(0.001)
+        status, headers, _ = read(connection)
+        assert (status, headers["connection"]) == (413, "close")
+        assert connection.recv(1) == b""
+
+
+def test_requests_in_any_pieces(server: Server) -> None:
+    """Sent byte by byte, or several at once, they are answered in their order."""
+    body = b'{"title": "x"}'
+    length = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    chunks = b"Transfer-Encoding: chunked\r\n\r\n5\r\n%b\r\n9;x=y\r\n%b\r\n0\r\nX: y\r\n\r\n"
+    chunks %= (body[:5], body[5:])
+    sent = HEAD + length + GET_TASKS + b"\r\n" + HEAD + chunks
+    sent += b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    for size in (1, 7, 100, len(sent)):
+        with closing(socket.create_connection(server.address, timeout=5)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for start in range(0, len(sent), size):
+                connection.sendall(sent[start : start + size])
+            statuses = [read(connection)[0] for _ in range(5)]
+        assert statuses == [201, 200, 201, 404, 200], size
+
+
+def test_a_client_that_asks_before_it_sends_a_body(server: Server) -> None:
+    expects = HEAD + b"Expect: 100-Continue\r\n"
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        for _ in range(2):
+            connection.sendall(expects + b"Content-Length: 14\r\n\r\n")
+            assert read(connection) == (100, {}, b"")
+            connection.sendall(b'{"title": "x"}')
+            status, _, body = read(connection)
+            assert (status, json.loads(body)["title"]) == (201, "x")
+        connection.sendall(expects + b"Content-Length: 14\r\n\r\n" + b'{"title": "x"}')
+        assert read(connection)[0] == 201
+        connection.sendall(expects + b"Content-Length: 140000\r\n\r\n")
+        assert read(connection)[0] == 413
+
+
+def test_many_small_chunks_are_read_quickly(server: Server) -> None:
+    """128 KiB in chunks of one byte is the most that has to be put together."""
+    body = b'{"title": "x"}' + b" " * (131_072 - 14)
+    sent = CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    start = time.monotonic()
+    with closing(socket.create_connection(server.address, timeout=10)) as connection:
+        connection.sendall(sent)
+        status, _, _ = read(connection)
+    assert status == 201
+    assert time.monotonic() - start < 3
+
+
+def test_a_slow_download_is_whole(server: Server) -> None:
+    with User(server, "slow") as user:
+        for _ in range(60):
+            user.create(description="x" * 5000)
+        expected = user.get("/tasks").content
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(server.address)
+        connection.settimeout(5)
+        connection.sendall(GET_TASKS + b"\r\n")
+        time.sleep(1)
+        status, headers, body = read(connection)
+        assert (status, headers["connection"], body) == (200, "keep-alive", expected)
+        connection.sendall(GET_TASKS + b"\r\n")
+        assert read(connection)[0] == 200
+
+
+def test_a_socket_in_a_folder(tmp_path: Path, cluster: Cluster, database: str) -> None:
+    """As nginx is often told to call."""
+    path = tmp_path / "socket"
+    url = cluster.url(database)
+    server = Server(tmp_path, "-b", f"unix:{path}", DATABASE_URL=url)
+    with server, closing(socket.socket(socket.AF_UNIX)) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(GET_TASKS + b"\r\n" + GET_TASKS + b"Connection: close\r\n\r\n")
+        assert [read(connection)[0] for _ in range(2)] == [200, 200]
