@@ -173,7 +173,7 @@ def test_a_server_whose_messages_are_not_utf_8(
         network.upstream = cluster.port
         user.create()
     quiet(server)
-    assert "kein Platz f" in server.log_file.read_text()
+    assert "Verbindungen ist \N{REPLACEMENT CHARACTER}berschritten" in server.log_file.read_text()
 
 
 @pytest.fixture
