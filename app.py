@@ -10,7 +10,6 @@ import flask_swagger_ui
 import orjson
 from flask import Blueprint, Flask, Response, jsonify, redirect, render_template, request
 from flask.json.provider import JSONProvider
-from gunicorn.arbiter import Arbiter
 from werkzeug.exceptions import MethodNotAllowed, NotFound, ServiceUnavailable
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -131,8 +130,7 @@ def register_api(app: Flask) -> None:
 def connect(settings: Settings) -> TaskDatabase:
     """The database, and its schema brought up to date if it is there.
 
-    Not for a command: few need a database. `flask run` does it with the first request. Raises
-    SystemExit if the database is somebody else's.
+    Not for a command: few need a database. `flask run` does it with the first request.
     """
     database: TaskDatabase
     if settings.database_url.startswith("sqlite:///"):
@@ -145,8 +143,7 @@ def connect(settings: Settings) -> TaskDatabase:
         except ServiceUnavailable:
             log.warning("started without the database; its schema is made as soon as it is there")
         except ForeignTable as error:
-            log.critical("%s", error)
-            raise SystemExit(Arbiter.APP_LOAD_ERROR) from error
+            database.refusal = str(error)
     return database
 
 

@@ -50,6 +50,8 @@ class TaskDatabase(peewee.Database):
     slot_wait_s = 0.25
     # Where the tables are; None where a database has no schemas.
     schema: str | None = None
+    # Why the start is to stop, if it is.
+    refusal = ""
 
     def __init__(self, *arguments: Any, threads: int, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -3,7 +3,10 @@
 import os
 import resource
 import signal
+import sys
 from typing import Any
+
+from gunicorn.arbiter import Arbiter
 
 import logs
 from settings import VERSION, read_settings
@@ -48,11 +51,15 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Obey an order to stop that came while the worker was starting.
+    """Stop the start if the application refuses; obey an order to stop that came meanwhile.
 
-    Until it has handlers of its own it has the master's, which queues the signal for a loop that
-    does not run here: the worker would serve on until it is killed.
+    Until the worker has handlers of its own it has the master's, which queues the signal for a loop
+    that does not run here: the worker would serve on until it is killed.
     """
+    refusal = worker.wsgi.extensions["database"].refusal
+    if refusal and worker.age == 1:  # Of two that stop it, Gunicorn makes a traceback.
+        worker.log.critical(refusal)
+        sys.exit(Arbiter.APP_LOAD_ERROR)
     while not worker.inherited_signals.empty():
         if worker.inherited_signals.get() in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}:
             worker.handle_exit(signal.SIGTERM, None)

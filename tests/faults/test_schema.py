@@ -100,10 +100,9 @@ def test_a_table_task_of_somebody_else_stops_the_start(
 ) -> None:
     change_by_hand(url, table)
     server = Server(tmp_path, DATABASE_URL=url)
-    assert server.process.wait(10) != 0
-    errors = [line for line in server.log() if line["level"] == "critical"]
-    assert errors and all("table `task`" in line["message"] for line in errors)
-    assert "Traceback" not in server.log_file.read_text()
+    assert server.process.wait(10) == 4
+    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    assert "table `task`" in line
     change_by_hand(
         url, "INSERT INTO task VALUES (1, 'x', true)" if "TABLE" in table else "SELECT 1"
     )
