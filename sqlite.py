@@ -39,13 +39,14 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self.register_function(later, "later", 2)
 
     def connect(self, reuse_if_open: bool = False) -> bool:
+        file = self._file
         # Before it is opened: SQLite would write what the log of the file before holds into it.
-        if self._file:
-            self._expect(self._file)
+        if file:
+            self._expect(file)
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
         self._log = identity(f"{self.database}-wal")
-        self._opened.file = self._file
+        self._opened.file = file
         return connected
 
     def _expect(self, file: Identity) -> None:
@@ -62,7 +63,10 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             if getattr(self._opened, "file", None) != self._file:
                 self.close()
             named = {**values, "now": rfc3339(datetime.now(UTC))}
-            rows = self.connection().execute(sql, named).fetchall()
+            connection = self.connection()
+            # Before, too: what has just been opened can be a file that has just come.
+            self._expect(self._opened.file)
+            rows = connection.execute(sql, named).fetchall()
             self._expect(self._opened.file)
             return Answer(rows)
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
