@@ -19,6 +19,9 @@ from settings import Settings
 SAFE_ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
 # What Gunicorn says at the start, and the summary below says better.
 SAID_ALREADY = ("Starting gunicorn", "Listening at", "Using worker")
+# What it says, in four ways and five times, of an address at which it cannot listen.
+CANNOT_LISTEN = re.compile(r"connection to (.+) failed: (?:\[Errno -?\d+\] )?(.+)")
+SAID_WITH_IT = ("Connection in use", "Invalid address", "Can't connect to")
 EVERY_ADDRESS = re.compile(r"http://(?:0\.0\.0\.0|\[::\]):(\d+)")
 # Select Graphic Rendition (ECMA-48, section 8.3.117).
 DIM, RED, GREEN, YELLOW, CYAN = 2, 31, 32, 33, 36
@@ -71,6 +74,7 @@ class ServerLogger(Logger):
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
+        self.said: set[str] = set()
         for handler in self.error_log.handlers:
             handler.setFormatter(formatter(getattr(handler, "stream", None)))
 
@@ -83,6 +87,20 @@ class ServerLogger(Logger):
         text = str(msg)
         text = text.partition(": ")[0] if text.startswith("Invalid request") else text
         super().warning(text, *args, **kwargs)
+
+    def error(self, msg: object, *args: Any, **kwargs: Any) -> None:
+        """Once, and with what to do, if it is about an address at which Gunicorn cannot listen."""
+        text = str(msg)
+        if match := CANNOT_LISTEN.fullmatch(text):
+            address = re.sub(r"\('(.+?)', (\d+).*\)", r"\1:\2", match[1])
+            text = (
+                f"Cannot listen at {address}: {match[2]}. Trying for 5 seconds."
+                " Stop what listens there, or choose another port (PORT=8001)."
+            )
+        if text not in self.said and not text.startswith(SAID_WITH_IT):
+            super().error(text, *args, **kwargs)
+        if match:
+            self.said.add(text)
 
     def access(self, *_: Any) -> None:
         """Nothing, also where a platform asks for Gunicorn's own with `--access-logfile`."""
