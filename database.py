@@ -55,7 +55,7 @@ class TaskDatabase(peewee.Database):
 
     def __init__(self, *arguments: Any, threads: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._number_of_slots = max(1, threads - RESERVE)
+        self._number_of_slots = threads - RESERVE
         self._begin()
         # Gunicorn's --preload makes the application before it forks the workers.
         os.register_at_fork(after_in_child=self._begin)

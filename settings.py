@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import psycopg2
+from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from psycopg2.extensions import parse_dsn
 
@@ -71,16 +72,21 @@ def read_settings() -> Settings:
 
     Raises InvalidSetting, which names the variable and what was expected.
     """
-    variables = {**_read_env_file(Path(".env")), **os.environ}
+    file = _read_env_file(Path(".env"))
+    assigned = dict(_assignments(file))
+    # Flask's command has put them into the environment, with what follows a $ looked up.
+    loaded = dotenv_values(stream=io.StringIO(file))
+    given = {name: text for name, text in os.environ.items() if loaded.get(name) != text}
+    variables = {**os.environ, **assigned, **given}
 
     def text(name: str, default: str = "") -> str:
         return _without_wrapping(name, variables.get(name, default))
 
     def number(name: str, default: int, least: int, most: int) -> int:
-        given = text(name, str(default))
-        if not re.fullmatch("[0-9]{1,9}", given) or not least <= int(given) <= most:
+        digits = text(name, str(default))
+        if not re.fullmatch("[0-9]{1,9}", digits) or not least <= int(digits) <= most:
             raise InvalidSetting(f"{name}: expected a whole number from {least} to {most}")
-        return int(given)
+        return int(digits)
 
     log_level = text("LOG_LEVEL", "INFO").upper()
     if log_level not in LOG_LEVELS:
@@ -94,41 +100,42 @@ def read_settings() -> Settings:
         host="0.0.0.0" if on_platform else "127.0.0.1",
         port=number("PORT", 8000, 1, 65535),
         workers=number("WEB_CONCURRENCY", 2, 1, 64),
-        threads=number("THREADS", 20, 1, 256),
+        threads=number("THREADS", 20, 5, 256),
         jwt_leeway=number("JWT_LEEWAY", 10, 0, 600),
         **_tokens(text),
     )
 
 
-def _read_env_file(file: Path) -> dict[str, str]:
-    """The assignments in `file`, if it is there; what follows a `$` is not looked up.
-
-    Raises InvalidSetting for a line that is neither empty, a comment nor an assignment: left out,
-    a `JWT_SECRET` whose quote is not closed would be a server without a secret.
-    """
+def _read_env_file(file: Path) -> str:
+    """The text of `file`, if it is there. Raises InvalidSetting if it cannot be read."""
     try:
         content = file.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        return {}
+        return ""
     except OSError as error:
         raise InvalidSetting(f"{file}: {error.strerror}") from error
     # The Windows PowerShell writes UTF-16.
     encoding = "utf-16" if content.startswith((BOM_UTF16_BE, BOM_UTF16_LE)) else "utf-8"
     try:
-        return dict(_assignments(file, content.decode(encoding)))
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InvalidSetting(f"{file}, line {line}: expected text in UTF-8") from error
 
 
-def _assignments(file: Path, text: str) -> Iterator[tuple[str, str]]:
+def _assignments(text: str) -> Iterator[tuple[str, str]]:
+    """The assignments in the text of `.env`; what follows a `$` is not looked up.
+
+    Raises InvalidSetting for a line that is neither empty, a comment nor an assignment: left out,
+    a `JWT_SECRET` whose quote is not closed would be a server without a secret.
+    """
     for part in parse_stream(io.StringIO(text, newline=None)):
         source = part.original.string.strip()
         assigns = part.value is not None and NAME.fullmatch(part.key or "")
         if source and not source.startswith("#") and (not assigns or "\n" in source):
             line = part.original.line + part.original.string.partition(source)[0].count("\n")
             raise InvalidSetting(
-                f"{file}, line {line}: expected NAME=VALUE, with every quote closed on its line"
+                f".env, line {line}: expected NAME=VALUE, with every quote closed on its line"
             )
         if part.key and part.value is not None:
             yield part.key, part.value
@@ -157,7 +164,8 @@ def _database_url(text: str, on_platform: bool) -> str:
     if match := POSTGRES_URL.fullmatch(text):
         return _postgres_url(match[1])
     file = Path(text.removeprefix("sqlite:///"))
-    if not text.startswith("sqlite:///") or file.name in {"", ":memory:"}:
+    is_file = file.name not in {"", ":memory:"} and not file.is_dir()
+    if not text.startswith("sqlite:///") or not is_file:
         raise InvalidSetting(
             "DATABASE_URL: expected postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE"
         )
@@ -208,7 +216,8 @@ def _postgres_url(address: str) -> str:
 
 def _database_schema(url: str) -> str:
     """The schema of the tables in PostgreSQL: `?schema=NAME`, or the search_path in `options`."""
-    parameters = dict(parse_qsl(url.partition("?")[2]))
+    match = POSTGRES_URL.fullmatch(url)
+    parameters = dict(parse_qsl(match[1].partition("?")[2])) if match else {}
     path = re.search(r"search_path=([^,\s]+)", parameters.get("options", ""))
     name = parameters.get("schema") or (path[1] if path else "public")
     if not SCHEMA_NAME.fullmatch(name):

@@ -1,9 +1,11 @@
 """What a person who runs the service sees and types."""
 
 import fcntl
+import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -293,6 +295,36 @@ def test_a_token_that_is_valid_for_too_long_is_refused_in_one_line(
     result = flask(tmp_path, "token", "ann", "--days", days, JWT_SECRET="s" * 32)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "Error: --days: expected a number from 0 to 36500\n"
+
+
+def test_a_token_of_the_command_is_one_that_the_server_takes(tmp_path: Path) -> None:
+    """Flask reads `.env` by itself, and looks up what follows a `$`."""
+    (tmp_path / ".env").write_text("HOST=x\nJWT_SECRET=correct-horse-battery-staple-${HOST}$HOME\n")
+    token = flask(tmp_path, "token", "ann").stdout.strip()
+    with Server(tmp_path) as server, User(server, "ann") as ann:
+        ann.headers["Authorization"] = f"Bearer {token}"
+        assert ann.tasks() == []
+
+
+def test_a_port_in_use_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "{}:{}".format(*taken.getsockname())
+        command = [sys.executable, "-m", "gunicorn", "app:create_app()", "-b", address]
+        result = subprocess.run(
+            [*command, "-c", str(ROOT / "gunicorn.conf.py")],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert result.returncode == 1
+    (line,) = map(json.loads, (result.stdout + result.stderr).splitlines())
+    assert line["level"] == "error"
+    assert line["message"] == (
+        f"Cannot listen at {address}: Address already in use. Trying for 5 seconds."
+        " Stop what listens there, or choose another port (PORT=8001)."
+    )
 
 
 def test_the_server_of_flask_says_where_it_is_and_logs_no_query(tmp_path: Path) -> None:

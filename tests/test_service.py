@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from server import Server, User
+from server import Server, User, new_database
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/ready/"])
@@ -94,6 +94,32 @@ def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
     (error,) = [line for line in server.log() if line["level"] == "error"]
     assert "ZeroDivisionError: division by zero" in error["traceback"]
     assert error["request_id"] == problem["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_applications_of_one_process_have_each_their_own_database(
+    tmp_path: Path, postgres: str
+) -> None:
+    urls = [f"sqlite:///{tmp_path}/{n}.db" for n in "12"] + [new_database(postgres) for _ in "34"]
+    (tmp_path / "several.py").write_text(
+        "import app, dataclasses, settings\n"
+        "from werkzeug.middleware.dispatcher import DispatcherMiddleware\n"
+        "def create_app():\n"
+        "    read = settings.read_settings()\n"
+        f"    each = [dataclasses.replace(read, database_url=url) for url in {urls}]\n"
+        "    apps = [app.create_app(one) for one in each]\n"
+        "    inner = {f'/{n}': app for n, app in enumerate(apps)}\n"
+        "    apps[0].wsgi_app = DispatcherMiddleware(apps[0].wsgi_app, inner)\n"
+        "    return apps[0]\n"
+    )
+    server = Server(tmp_path, "--chdir", str(tmp_path), app="several:create_app()")
+    with server, User(server.wait(), "ann") as user:
+        bases = [f"{server.url}/{n}/api/ann/tasks" for n in range(4)]
+        for _ in range(4):  # Whichever process and thread it meets.
+            for base in bases:
+                assert user.post(base, json={"title": base}).status_code == 201
+        for base in bases:
+            assert [task["title"] for task in user.get(base).json()] == [base] * 4
+    assert '"level":"error"' not in server.log_file.read_text()
 
 
 def test_the_access_log_that_a_platform_asks_for_repeats_nothing(tmp_path: Path) -> None:

@@ -68,6 +68,24 @@ def test_spellings_of_the_database(
     assert "p%40ss" not in repr(read)
 
 
+@pytest.mark.parametrize(
+    "query, schema",
+    [
+        ("", "public"),
+        ("?sslmode=require&schema=Tasks", "Tasks"),
+        ("?schema=", "public"),
+        ("?options=-c%20search_path%3Dtasks%2Cpublic", "tasks"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", ["{}", "psql '{}'", '"{}"\n'])
+def test_the_schema_is_named_in_the_url(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrapped: str, query: str, schema: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", wrapped.format(NEON + query))
+    assert settings.read_settings().database_schema == schema
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
@@ -85,6 +103,8 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("DATABASE_URL", "sqlite:///"),
         ("DATABASE_URL", "sqlite:///:memory:"),
         ("DATABASE_URL", "sqlite:////nowhere/at/all.db"),
+        ("DATABASE_URL", "sqlite:///."),
+        ("DATABASE_URL", "sqlite:////tmp/"),
         ("DATABASE_URL", "tasks.db"),
         ("DATABASE_URL", "sqlite:///x.db?mode=ro"),
         ("DATABASE_URL", "sqlite:///x.db?"),
@@ -95,12 +115,14 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("DATABASE_URL", "postgresql://ann:p@pass@host/db"),
         ("DATABASE_URL", "postgresql://ann:1/pass@host/db"),
         ("DATABASE_URL", "postgresql://host/db?sslmode=require&sslrootcert=system"),
+        ("DATABASE_URL", "postgresql://host/db?schema=tasks.public"),
         ("PORT", "x"),
         ("PORT", "0"),
         ("PORT", "65536"),
         ("WEB_CONCURRENCY", "0"),
         ("WEB_CONCURRENCY", "many"),
         ("THREADS", "-1"),
+        ("THREADS", "4"),
         ("THREADS", ""),
         ("LOG_LEVEL", "loud"),
         ("CORS_ORIGINS", "localhost:3000"),

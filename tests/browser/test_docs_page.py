@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, expect
 from server import Server, User
 
 SECRET = "a secret of more than 32 bytes, for tests"
-SMALL = {"WEB_CONCURRENCY": "1", "THREADS": "4"}
+SMALL = {"WEB_CONCURRENCY": "1", "THREADS": "5"}
 TASKS, TASK = "/api/{user_id}/tasks", "/api/{user_id}/tasks/{task_id}"
 # In the order of the contract.
 OPERATIONS = {

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 from server import Server, User
 
 SECRET = "a secret of more than 32 bytes, for tests"
-SMALL = {"WEB_CONCURRENCY": "1", "THREADS": "4"}
+SMALL = {"WEB_CONCURRENCY": "1", "THREADS": "5"}
 # What a script can read of an answer, or the name of the error that it gets instead.
 CALL = """
 async ([url, options]) => {
