@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -58,6 +59,27 @@ def test_a_stop_under_load(
     assert took < 9
     assert running and all(status in {200, 201} for _, _, _, status in running)
     assert slowest < 3
+
+
+def test_a_request_that_takes_seconds_survives_a_stop(server: Server, network: Network) -> None:
+    assert requests.get(f"{server.url}/ready").status_code == 200
+    network.delay = 3.0
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(requests.get, f"{server.url}/ready")
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert slow.result().status_code == 200
+    assert server.process.wait(10) == 0
+
+
+def test_a_connection_that_was_idle_can_be_used_again(server: Server) -> None:
+    """For longer than the routers of platforms keep theirs; 3 s of that are tested."""
+    head = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(server.address, timeout=5) as connection:
+        for _ in "12":
+            connection.sendall(head)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(3)
 
 
 @pytest.mark.slow
