@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ import pytest
 import requests
 from faults.network import PASSWORD, Cluster, Load, Network, eventually
 from server import Server, User
+
+from postgres import Postgres
 
 
 def quiet(server: Server) -> None:
@@ -255,3 +258,42 @@ def test_the_kernel_asks_after_idle_connections(
         assert "timer:(keepalive," in line
         seconds = line.partition("timer:(keepalive,")[2].partition(",")[0]
         assert seconds.endswith("ms") or float(seconds.removesuffix("sec")) <= 3
+
+
+def test_a_connection_that_is_gone_is_noticed_within_six_seconds(
+    cluster: Cluster, database: str
+) -> None:
+    """What the kernel was told; no network of these tests loses packets before the kernel."""
+    postgres = Postgres(cluster.url(database), "public", threads=20)
+    with closing(socket.socket(fileno=os.dup(postgres.connection().fileno()))) as connection:
+        idle, interval, count = (
+            connection.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+    postgres.close()
+    assert idle + interval * count <= 6
+
+
+def test_the_database_may_have_another_time_zone(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    cluster.execute(f"ALTER DATABASE {database} SET timezone = 'Asia/Kathmandu'")
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "a") as user:
+        task = user.create()
+        (moment,) = cluster.execute("SELECT created_at FROM task", database)[0]
+        assert datetime.fromisoformat(task["created_at"]) == moment
+        assert user.tasks() == [task]
+        assert moment.utcoffset() == timedelta(hours=5, minutes=45)
+
+
+def test_titles_are_in_the_order_of_their_code_points_in_any_locale(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """As the columns say: the PostgreSQL of these tests knows no locale that has another order."""
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)):
+        rows = cluster.execute(
+            "SELECT attname FROM pg_attribute JOIN pg_collation ON attcollation = pg_collation.oid"
+            " WHERE attrelid = 'task'::regclass AND collname = 'C'",
+            database,
+        )
+    assert {name for (name,) in rows} >= {"user_id", "title_lower"}
