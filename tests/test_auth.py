@@ -140,7 +140,7 @@ def test_a_subject_is_compared_as_it_is(mode: tuple[Server, Callable[..., str]],
 
 def test_every_route_but_the_open_ones_needs_a_token(by_secret: Server) -> None:
     app = create_app(
-        Settings("sqlite:////dev/null", "public", (), "CRITICAL", "", 0, 1, 1, jwt_secret=SECRET)
+        Settings("sqlite:////dev/null", "public", (), "CRITICAL", "", 0, 1, 5, jwt_secret=SECRET)
     )
     rules = list(app.url_map.iter_rules())
     assert {rule.rule for rule in rules if not rule.rule.startswith("/api/")} == OPEN
