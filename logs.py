@@ -1,5 +1,6 @@
 """What an operator reads: one line for each request and each event, as JSON or in colours."""
 
+import errno
 import logging
 import logging.config
 import os
@@ -93,10 +94,9 @@ class ServerLogger(Logger):
         text = str(msg)
         if match := CANNOT_LISTEN.fullmatch(text):
             address = re.sub(r"\('(.+?)', (\d+).*\)", r"\1:\2", match[1])
-            text = (
-                f"Cannot listen at {address}: {match[2]}. Trying for 5 seconds."
-                " Stop what listens there, or choose another port (PORT=8001)."
-            )
+            text = f"Cannot listen at {address}: {match[2]}. Trying for 5 seconds."
+            if match[2] == os.strerror(errno.EADDRINUSE):
+                text += " Stop what listens there, or choose another port (PORT=8001)."
         if text not in self.said and not text.startswith(SAID_WITH_IT):
             super().error(text, *args, **kwargs)
         if match:
