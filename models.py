@@ -1,6 +1,6 @@
 """The task, and every statement that is ever sent."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from random import getrandbits
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
@@ -155,42 +155,42 @@ def update_task(
     changes: dict[str, Any],
     *,
     flips: bool = False,
-    expected: tuple[str, ...] | None = None,
+    expected: list[str] | None = None,
 ) -> Tagged:
     """Set the fields in `changes`, or flip `completed`, if the revision is one of the `expected`.
 
-    None expects any revision; a tuple is never empty. Raises NotFound or PreconditionFailed. A set
-    that is sent twice overwrites what another client set these fields to in the instant between.
+    None expects any revision. Raises NotFound or PreconditionFailed. A set that is sent twice
+    overwrites what another client set these fields to in the instant between.
     """
     if not changes and not flips:
         found = get_task(user_id, task_id)
         if expected is not None and found.revision not in expected:
             raise PreconditionFailed()
         return found
-    revisions = named(expected)
+    revision = new_revision()
     answer = send(
         update,
         tuple(sorted(changes)),
         flips,
-        tuple(revisions),
+        expected is not None,
         user_id=user_id,
         id=task_id,
-        revision=new_revision(),
+        revision=revision,
+        # Its own too: a write that is sent twice knows itself again.
+        expected=[*(expected or ()), revision],
         **with_folded(changes),
-        **revisions,
     )
     for row in answer.rows:
         return tagged(user_id, row)
     raise missed(user_id, task_id, expected)
 
 
-def delete_task(user_id: str, task_id: str, *, expected: tuple[str, ...] | None = None) -> None:
+def delete_task(user_id: str, task_id: str, *, expected: list[str] | None = None) -> None:
     """Delete a task, under the same conditions.
 
     A delete whose first answer was lost and that finds nothing has most likely done it: it counts.
     """
-    revisions = named(expected)
-    answer = send(delete, tuple(revisions), user_id=user_id, id=task_id, **revisions)
+    answer = send(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
     if not answer.rows:
         miss = missed(user_id, task_id, expected)
         if not (answer.resent and isinstance(miss, NotFound)):
@@ -242,12 +242,7 @@ def with_folded(changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def named(expected: tuple[str, ...] | None) -> dict[str, str]:
-    """The expected revisions as parameters: a statement has a variant for each number of them."""
-    return {f"expected_{n}": revision for n, revision in enumerate(expected or ())}
-
-
-def missed(user_id: str, task_id: str, expected: tuple[str, ...] | None) -> HTTPException:
+def missed(user_id: str, task_id: str, expected: list[str] | None) -> HTTPException:
     """Why a write met no row: the only question that takes a second statement."""
     if expected is not None and send(select_one, user_id=user_id, id=task_id).rows:
         return PreconditionFailed()
@@ -287,6 +282,11 @@ SHOWN = (
     text_of(Task.updated_at),
 )
 COLUMNS = (*SHOWN, Task.revision)
+# Any number of them is one parameter.
+IS_EXPECTED = Dialect(
+    postgres=SQL("revision = ANY(%(expected)s::uuid[])"),
+    sqlite=SQL("revision IN (SELECT value FROM json_each(:expected))"),
+)
 SORTS = {"created": Task.created_at, "updated": Task.updated_at, "title": Task.title_lower}
 
 
@@ -330,7 +330,7 @@ def insert() -> Node:
 
 
 @statement
-def update(names: tuple[str, ...], flips: bool, expected: tuple[str, ...]) -> Node:
+def update(names: tuple[str, ...], flips: bool, conditional: bool) -> Node:
     """If the row has the new revision already, this has been here before: no second flip."""
     fields = with_folded(dict.fromkeys(names, ""))
     changes: dict[Field, Node] = {Task._meta.fields[name]: Parameter(name) for name in fields}
@@ -339,18 +339,17 @@ def update(names: tuple[str, ...], flips: bool, expected: tuple[str, ...]) -> No
     if flips:
         mine = Task.revision == Parameter("revision")
         changes[Task.completed] = Case(None, [(mine, Task.completed)], ~Task.completed)
-    accepted = (*expected, "revision") if expected else ()
-    return Task.update(changes).where(*this_task(accepted)).returning(*COLUMNS)
+    return Task.update(changes).where(*this_task(conditional)).returning(*COLUMNS)
 
 
 @statement
-def delete(expected: tuple[str, ...]) -> Node:
-    return Task.delete().where(*this_task(expected)).returning(SQL("1"))
+def delete(conditional: bool) -> Node:
+    return Task.delete().where(*this_task(conditional)).returning(SQL("1"))
 
 
-def this_task(revisions: Iterable[str] = ()) -> Iterator[Expression]:
-    """The conditions on owner, id and, if any are named, revision."""
+def this_task(conditional: bool = False) -> Iterator[Node]:
+    """The conditions on owner, id and, if it is conditional, revision."""
     yield Task.user_id == Parameter("user_id")
     yield Task.id == Parameter("id")
-    if revisions:
-        yield Task.revision.in_([Parameter(name) for name in revisions])
+    if conditional:
+        yield IS_EXPECTED

@@ -398,12 +398,12 @@ def unless_known(response: Response) -> Response:
     return response
 
 
-def if_match() -> tuple[str, ...] | None:
+def if_match() -> list[str] | None:
     """The revisions that the client accepts, None for any. Weak tags count as strong ones."""
     if "If-Match" not in request.headers or request.if_match.star_tag:
         return None
     tags = request.if_match.as_set(include_weak=True)
-    return tuple(tag for tag in tags if tag and UUID.fullmatch(tag)) or (NOWHERE,)
+    return [tag for tag in tags if tag and UUID.fullmatch(tag)]
 
 
 def idempotency_key() -> str | None:

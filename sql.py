@@ -1,7 +1,7 @@
 """Peewee queries as SQL with named parameters, compiled once."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from peewee import ColumnBase, Context, Node
@@ -41,7 +41,7 @@ def statement(build: Callable[..., Node]) -> Callable[..., str]:
     Each combination of arguments is compiled once: in Peewee that is a third of a query's cost.
     """
 
-    @cache
+    @lru_cache(maxsize=256)  # Far more than the combinations that there are.
     def compiled(database: TaskDatabase, *variant: Any) -> str:
         sql, values = database.get_sql_context().sql(build(*variant)).query()
         if values:

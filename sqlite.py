@@ -1,6 +1,7 @@
 """SQLite: a file, for a laptop and for tests."""
 
 import fcntl
+import json
 import os
 import sqlite3
 import threading
@@ -37,6 +38,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self._log: Identity = None
         self._opened = threading.local()
         self.register_function(later, "later", 2)
+        sqlite3.register_adapter(list, json.dumps)  # For json_each().
 
     def connect(self, reuse_if_open: bool = False) -> bool:
         file = self._file

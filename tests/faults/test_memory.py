@@ -1,16 +1,18 @@
-"""100,000 requests leave a worker as large as it was."""
+"""How much memory the server takes, at most."""
 
 import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
 from faults.network import Cluster
-from server import Server
+from server import Server, User, new_database
 
 CLIENTS, REQUESTS, WARM = 8, 100_000, 20_000
+TAGS, GROWTH_MB = 800, 6
 
 
 @pytest.mark.slow
@@ -49,3 +51,33 @@ def test_memory_is_flat(tmp_path: Path, cluster: Cluster, database: str) -> None
     later = ", ".join(f"{size:.1f}" for size in sizes)
     print(f"\nmemory of a worker: {warm:.1f} MB after {WARM} requests, then {later}")
     assert max(sizes) < warm * 1.05
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_any_number_of_tags_costs_the_same_memory(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/tasks.db"
+    if kind == "postgres":
+        url = new_database(request.getfixturevalue("postgres"))
+    server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1", LOG_LEVEL="ERROR")
+    with server, User(server, "ann") as user:
+        (worker,) = psutil.Process(server.process.pid).children()
+        path = f"/api/ann/tasks/{user.create()['id']}"
+
+        def write(number: int) -> None:
+            tags = [f'"{uuid4()}"' for _ in range(number)]
+            lines = [", ".join(tags[start : start + 200]) for start in range(0, number, 200)]
+            headers = "".join(f"If-Match: {line}\r\n" for line in lines)
+            for request in (f"DELETE {path}", f"PATCH {path}/complete"):
+                head = f"{request} HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
+                assert server.send(head.encode())[0] == 412
+
+        for _ in range(50):
+            write(TAGS)
+        before = worker.memory_info().rss / 2**20
+        for number in range(1, TAGS, 4):
+            write(number)
+        after = worker.memory_info().rss / 2**20
+    print(f"\n{kind}: 1 to {TAGS} tags in If-Match: {before:.1f} MB before, {after:.1f} MB after")
+    assert after < before + GROWTH_MB
