@@ -26,6 +26,9 @@ from database import Answer, TaskDatabase
 from sql import Dialect, Parameter, statement
 
 MAX_PAGE = 10_000
+# How many characters of a title decide its place in a list: a cursor, which is part of an address,
+# holds no more of it.
+KEY_LENGTH = 100
 NO_SUCH_TASK = "There is no such task."
 # The root of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
 KEYS = UUID("6f1c6ac4-5b0c-4c86-9d2a-0a8a4e0b7c11")
@@ -106,7 +109,7 @@ def list_tasks(
     if len(rows) <= limit:
         return tasks, None
     last = tasks[-1]
-    key = last["title"].lower() if sort == "title" else last[SORTS[sort].name]
+    key = last["title"].lower()[:KEY_LENGTH] if sort == "title" else last[f"{sort}_at"]
     return tasks, Cursor(sort, order, key, last["id"])
 
 
@@ -287,7 +290,11 @@ IS_EXPECTED = Dialect(
     postgres=SQL("revision = ANY(%(expected)s::uuid[])"),
     sqlite=SQL("revision IN (SELECT value FROM json_each(:expected))"),
 )
-SORTS = {"created": Task.created_at, "updated": Task.updated_at, "title": Task.title_lower}
+SORTS = {
+    "created": Task.created_at,
+    "updated": Task.updated_at,
+    "title": fn.substr(Task.title_lower, SQL("1"), SQL(f"{KEY_LENGTH}")),
+}
 
 
 @statement

@@ -197,7 +197,8 @@ class TaskQuerySchema(ma.Schema):
     sort = ma.fields.String(
         validate=OneOf(["created", "updated", "title"]),
         metadata={
-            "description": "What to sort by: a time, or the title in lower case.",
+            "description": "What to sort by: a time, or the first 100 characters of the title in"
+            " lower case.",
             "default": "created",
         },
     )

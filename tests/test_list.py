@@ -1,12 +1,13 @@
 """GET /api/{user_id}/tasks"""
 
 import itertools
+import random
 from base64 import urlsafe_b64encode
 from typing import Any
 from urllib.parse import urljoin
 
 import pytest
-from server import User
+from server import Server, User
 
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 TITLES = [
@@ -152,11 +153,32 @@ def test_pages_are_the_list_in_pieces(user: User, query: dict[str, str]) -> None
 
 
 @pytest.mark.parametrize("letter", ["\x01", "😀", "İ"])
-def test_the_longest_cursor_fits_into_a_request(user: User, letter: str) -> None:
-    for number in range(3):
-        user.create(letter.join("ab") + letter * 490 + f"{number}")
-    query = {"sort": "title", "search": letter * 200, "limit": 1}
-    assert len(pages(user, **query)) == 3
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_the_longest_link_fits_into_a_request(server: Server, letter: str, order: str) -> None:
+    name = "".join(random.choices("😀😁😂🤣", k=255))
+    query = {"sort": "title", "order": order, "search": letter * 200, "status": "completed"}
+    with User(server, name) as user:
+        made = [user.create(f"{n}" + letter * 498 + "x", completed=True)["id"] for n in range(4)]
+        found = pages(user, limit=1, **query)
+        link = user.get("/tasks", params={"limit": 1, **query}).links["next"]["url"]
+    longest = f"HEAD {link.replace('limit=1', 'limit=10000')} HTTP/1.1"
+    print(f"\nthe longest request line for a page: {len(longest)} bytes")
+    assert len(longest) <= 8190
+    assert [page[0]["id"] for page in found] == (made if order == "asc" else made[::-1])
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("letter", ["x", "X", "😀", "Ä"])
+def test_titles_that_begin_alike_are_sorted_by_their_ids(
+    user: User, letter: str, order: str
+) -> None:
+    made = [user.create(letter * 100 + f"{number % 3}") for number in range(9)]
+    before, behind = user.create(letter * 99), user.create(letter * 99 + "\U0010ffff")
+    ids = [before["id"], *sorted(task["id"] for task in made), behind["id"]]
+    query = {"sort": "title", "order": order}
+    found = pages(user, limit=2, **query)
+    assert list(itertools.chain(*found)) == user.tasks(**query)
+    assert [task["id"] for task in user.tasks(**query)] == (ids if order == "asc" else ids[::-1])
 
 
 def test_a_page_that_holds_the_rest_has_no_next(user: User) -> None:
