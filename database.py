@@ -32,14 +32,22 @@ waiting = threading.local()
 Result = TypeVar("Result")
 
 
+# From the driver's cursor to what becomes of it.
+Read = Callable[[Any], Any]
+
+
+def fetch_all(cursor: Any) -> Any:
+    return cursor.fetchall()
+
+
 class ForeignTable(Exception):
     """The database has a table of our name that this service did not make."""
 
 
 class Answer(NamedTuple):
-    """The rows of a statement, and whether an earlier answer to it was lost on the way."""
+    """What was read of a statement, and whether an earlier answer to it was lost on the way."""
 
-    rows: list[tuple[Any, ...]]
+    rows: Any
     resent: bool = False
 
 
@@ -69,9 +77,10 @@ class TaskDatabase(peewee.Database):
         self._schema_is_current = False
         self._left_at = 0.0
 
-    def send(self, sql: str, values: Mapping[str, Any]) -> Answer:
+    def send(self, sql: str, values: Mapping[str, Any], read: Read = fetch_all) -> Answer:
         """Send one statement, in autocommit, with `values` for its named parameters.
 
+        `read` makes what is wanted of the driver's cursor: all rows need not be there at once.
         Raises ServiceUnavailable when the database cannot be reached in time. A statement that
         writes may be sent more than once: it has to be one that happens once all the same.
         """
@@ -80,7 +89,7 @@ class TaskDatabase(peewee.Database):
             try:
                 if not self._schema_is_current:
                     self.await_schema()
-                return self._send(sql, values)
+                return self._send(sql, values, read)
             except ForeignTable as error:
                 raise unavailable(error) from error
             finally:
@@ -132,7 +141,7 @@ class TaskDatabase(peewee.Database):
         self._schema_is_current = True
         return names
 
-    def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Answer:
         raise NotImplementedError
 
     def _has(self, table: str) -> bool:

@@ -5,6 +5,7 @@ from random import getrandbits
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
+import orjson
 from flask import current_app
 from peewee import (
     SQL,
@@ -18,14 +19,19 @@ from peewee import (
     TextField,
     Tuple,
     UUIDField,
+    Window,
     fn,
 )
 from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import Answer, TaskDatabase
+from database import Answer, Read, TaskDatabase, fetch_all
 from sql import Dialect, Parameter, statement
 
 MAX_PAGE = 10_000
+# About where a page ends, how many tasks are written at once, and their size in UTF-8 at most.
+MAX_BYTES, PIECE, SPARE = 8_000_000, 64, 2_000_000
+# So many rows are asked for without a look at their size, which costs a tenth of a short list.
+FEW = 1000
 # How many characters of a title decide its place in a list: a cursor, which is part of an address,
 # holds no more of it.
 KEY_LENGTH = 100
@@ -80,6 +86,21 @@ class Cursor(NamedTuple):
     id: str
 
 
+class Page(NamedTuple):
+    """A list of tasks as JSON, and where it goes on if there are more."""
+
+    body: bytes
+    cursor: Cursor | None
+
+
+class Part(NamedTuple):
+    """Tasks as pieces of JSON, the last one, and whether more follow."""
+
+    written: list[bytes]
+    last: dict[str, Any]
+    follows: bool
+
+
 def list_tasks(
     user_id: str,
     *,
@@ -89,28 +110,56 @@ def list_tasks(
     order: str = "asc",
     limit: int = MAX_PAGE,
     cursor: Cursor | None = None,
-) -> tuple[list[dict[str, Any]], Cursor | None]:
-    """A page of a user's tasks, and where the next one begins if there is one."""
-    rows = send(
-        select_page,
-        status != "all",
-        search is not None,
-        sort,
-        order,
-        cursor is not None,
-        user_id=user_id,
-        completed=status == "completed",
-        part=search and search.casefold(),
-        key=cursor and cursor.key,
-        id=cursor and cursor.id,
-        limit=limit + 1,
-    ).rows
-    tasks = [shown(user_id, row) for row in rows[:limit]]
-    if len(rows) <= limit:
-        return tasks, None
-    last = tasks[-1]
-    key = last["title"].lower()[:KEY_LENGTH] if sort == "title" else last[f"{sort}_at"]
-    return tasks, Cursor(sort, order, key, last["id"])
+) -> Page:
+    """A page of a user's tasks, which ends at `limit` or at about MAX_BYTES.
+
+    A second statement is sent only if there are more than FEW tasks.
+    """
+
+    def part(limit: int, room: int, *, bounded: bool) -> Part:
+        found: Part = send(
+            select_page,
+            status != "all",
+            search is not None,
+            sort,
+            order,
+            cursor is not None,
+            bounded,
+            read=lambda rows: read_part(rows, user_id, limit, room),
+            user_id=user_id,
+            completed=status == "completed",
+            part=search and search.casefold(),
+            key=cursor and cursor.key,
+            id=cursor and cursor.id,
+            limit=limit + 1,
+            room=room + SPARE,
+        ).rows
+        return found
+
+    few = min(limit, FEW)
+    written, last, follows = part(few, MAX_BYTES, bounded=False)
+    room = MAX_BYTES - sum(map(len, written))
+    if follows and few < limit and room > 0:
+        cursor = cursor_at(sort, order, last)
+        rest, last, follows = part(limit - few, room, bounded=True)
+        written += rest
+    written[:1] = [b"["]
+    return Page(b"".join([*written, b"]\n"]), cursor_at(sort, order, last) if follows else None)
+
+
+def read_part(rows: Any, user_id: str, limit: int, room: int) -> Part:
+    """Write what the driver's cursor has, and release it, until `limit` or `room` is used up."""
+    written: list[bytes] = []
+    last: dict[str, Any] = {}
+    while limit and room > 0:
+        piece = [shown(user_id, row) for row in rows.fetchmany(min(limit, PIECE))]
+        if not piece:
+            break
+        written += b",", orjson.dumps(piece)[1:-1]
+        last = piece[-1]
+        limit -= len(piece)
+        room -= len(written[-1])
+    return Part(written, last, rows.fetchone() is not None)
 
 
 def create_task(
@@ -200,15 +249,21 @@ def delete_task(user_id: str, task_id: str, *, expected: list[str] | None = None
             raise miss
 
 
+def cursor_at(sort: str, order: str, task: dict[str, Any]) -> Cursor:
+    """Where a list in this order goes on behind `task`."""
+    key = task["title"].lower()[:KEY_LENGTH] if sort == "title" else task[f"{sort}_at"]
+    return Cursor(sort, order, key, task["id"])
+
+
 def ping() -> None:
     """Ask the database for a sign of life."""
     send(select_nothing)
 
 
-def send(query: Callable[..., str], *variant: Any, **values: Any) -> Answer:
+def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **values: Any) -> Answer:
     """Send a variant of one of the statements below, with its values."""
     database: TaskDatabase = current_app.extensions["database"]
-    return database.send(query(database, *variant), values)
+    return database.send(query(database, *variant), values, read)
 
 
 def shown(user_id: str, row: tuple[Any, ...]) -> dict[str, Any]:
@@ -285,6 +340,13 @@ SHOWN = (
     text_of(Task.updated_at),
 )
 COLUMNS = (*SHOWN, Task.revision)
+# Of a task in JSON, in bytes, at least.
+SIZE = Dialect(
+    postgres=SQL("octet_length(title) + coalesce(octet_length(description), 0) + 200"),
+    sqlite=SQL(
+        "length(CAST(title AS BLOB)) + coalesce(length(CAST(description AS BLOB)), 0) + 200"
+    ),
+)
 # Any number of them is one parameter.
 IS_EXPECTED = Dialect(
     postgres=SQL("revision = ANY(%(expected)s::uuid[])"),
@@ -308,21 +370,28 @@ def select_one() -> Node:
 
 
 @statement
-def select_page(filtered: bool, searched: bool, sort: str, order: str, continued: bool) -> Node:
+def select_page(
+    filtered: bool, searched: bool, sort: str, order: str, continued: bool, bounded: bool
+) -> Node:
     key = SORTS[sort]
-    query = Task.select(*SHOWN).where(Task.user_id == Parameter("user_id"))
+    by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
+    wanted = [Task.user_id == Parameter("user_id")]
     if filtered:
-        query = query.where(Task.completed == Parameter("completed"))
+        wanted.append(Task.completed == Parameter("completed"))
     if searched:
         part = Parameter("part")
-        query = query.where(
-            contains(Task.title_folded, part) | contains(Task.description_folded, part)
-        )
+        wanted.append(contains(Task.title_folded, part) | contains(Task.description_folded, part))
     if continued:
         last = Tuple(Parameter("key"), Parameter("id"))
-        query = query.where(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
-    by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
-    return query.order_by(*by).limit(Parameter("limit"))
+        wanted.append(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
+    limit: Node = Parameter("limit")
+    if bounded:
+        size = fn.SUM(SIZE).over(order_by=by, start=Window.preceding(), end=Window.CURRENT_ROW)
+        sizes = Task.select(size.alias("size")).where(*wanted).order_by(*by).limit(limit)
+        limit = sizes.select_from(fn.COUNT(SQL("1"))).where(
+            Expression(SQL("size"), "<", Parameter("room"))
+        )
+    return Task.select(*SHOWN).where(*wanted).order_by(*by).limit(limit)
 
 
 @statement

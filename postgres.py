@@ -19,6 +19,7 @@ from psycopg2 import errors, extensions
 from database import (
     NOTHING_CHANGED,
     Answer,
+    Read,
     TaskDatabase,
     in_background,
     time_left,
@@ -105,7 +106,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         except TimeoutError as error:
             raise psycopg2.OperationalError("the resolver did not answer in time") from error
 
-    def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Answer:
         is_write = not sql.startswith("SELECT")
         unanswered = was_demoted = False
         failure: Exception | None = None
@@ -117,7 +118,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 self.slot_wait_s = 0.0  # In an outage no others wait for those who do.
                 continue
             try:
-                rows = execute(connection, sql, values)
+                rows = execute(connection, sql, values, read)
             except DRIVER_ERRORS as error:
                 failure = error
                 if is_lost(connection, error):
@@ -216,8 +217,10 @@ def attempts() -> Iterator[None]:
         longest = min(2 * longest, LONGEST_SLEEP_S)
 
 
-def execute(connection: extensions.connection, sql: str, values: Mapping[str, Any]) -> list[Any]:
-    """The rows of a statement that the server ends by itself, before the client stops waiting.
+def execute(
+    connection: extensions.connection, sql: str, values: Mapping[str, Any], read: Read
+) -> Any:
+    """What is read of a statement that the server ends by itself, before the client stops waiting.
 
     Both commands are one simple query, which is one implicit transaction: nothing of it stays in a
     pooled connection. https://www.postgresql.org/docs/current/protocol-flow.html
@@ -225,7 +228,7 @@ def execute(connection: extensions.connection, sql: str, values: Mapping[str, An
     seconds = min(STATEMENT_S, time_left() - NETWORK_S)
     with within(seconds + NETWORK_S), connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}; {sql}", values)
-        return cursor.fetchall()
+        return read(cursor)
 
 
 def addresses(parameters: Mapping[str, str]) -> dict[str, str]:

@@ -282,16 +282,18 @@ class Tasks(MethodView):
     def get(self, query: dict[str, Any], user_id: str) -> Response:
         """List a user's tasks
 
-        In order of creation, unless another order is asked for. When more follow, the header
-        `Link` has the address of the next page; whoever follows it sees every task once,
-        whatever is written meanwhile.
+        In order of creation, unless another order is asked for. A page ends at its limit or at
+        about 8 MB. When more follow, the header `Link` has the address of the next page; whoever
+        follows it sees every task once, whatever is written meanwhile.
         """
-        page, cursor = models.list_tasks(user_id, **query)
-        response = jsonify(page)
-        if cursor:
-            response.headers["Link"] = f'<{next_page(query, cursor)}>; rel="next"'
-        state = response.data + response.headers.get("Link", "").encode()
-        response.headers["ETag"] = f'"{hashlib.sha256(state).hexdigest()[:32]}"'
+        page = models.list_tasks(user_id, **query)
+        response = Response(page.body, mimetype="application/json")
+        state = hashlib.sha256(page.body)
+        if page.cursor:
+            link = f'<{next_page(query, page.cursor)}>; rel="next"'
+            state.update(link.encode())
+            response.headers["Link"] = link
+        response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
         return unless_known(response)
 
     @tasks.operation(

@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from database import REQUEST_S, Answer, TaskDatabase, unavailable
+from database import REQUEST_S, Answer, Read, TaskDatabase, unavailable
 
 # The device and the number of a file, or None where there is none.
 Identity = tuple[int, int] | None
@@ -56,7 +56,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         if identity(self.database) != file:
             raise sqlite3.OperationalError("the file was removed or replaced")
 
-    def _send(self, sql: str, values: Mapping[str, Any]) -> Answer:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Answer:
         # SQLite's own queue of writers is a poll with growing pauses, in which some starve.
         writes = not sql.startswith("SELECT")
         if writes and not self._writing.acquire(timeout=REQUEST_S / 2):
@@ -68,7 +68,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             connection = self.connection()
             # Before, too: what has just been opened can be a file that has just come.
             self._expect(self._opened.file)
-            rows = connection.execute(sql, named).fetchall()
+            rows = read(connection.execute(sql, named))
             self._expect(self._opened.file)
             return Answer(rows)
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:

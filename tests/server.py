@@ -163,3 +163,20 @@ def change_by_hand(database_url: str, sql: str) -> None:
         with closing(psycopg2.connect(database_url)) as connection:
             connection.cursor().execute(sql)
             connection.commit()
+
+
+def fill(database_url: str, user_id: str, number: int) -> None:
+    """Make `number` tasks, each a millisecond later, like the only one that the user has."""
+    task_id = "'00000000-0000-4000-8000-' || (100000000000 + i)"
+    columns = "title, description, completed, updated_at, revision"
+    columns += ", title_lower, title_folded, description_folded"
+    created_at = "strftime('%Y-%m-%dT%H:%M:%S.000000Z', 'now', i || ' seconds')"
+    if database_url.startswith("postgresql:"):
+        task_id, created_at = f"CAST({task_id} AS uuid)", "now() + i * interval '1 second'"
+    change_by_hand(
+        database_url,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n"
+        f" WHERE i < {number}) INSERT INTO task (user_id, id, created_at, {columns})"
+        f" SELECT user_id, {task_id}, {created_at}, {columns} FROM task, n"
+        f" WHERE user_id = '{user_id}'",
+    )

@@ -1,13 +1,16 @@
 """GET /api/{user_id}/tasks"""
 
 import itertools
+import json
 import random
 from base64 import urlsafe_b64encode
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urljoin
+from uuid import uuid4
 
 import pytest
-from server import Server, User
+from server import Server, User, change_by_hand, fill
 
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 TITLES = [
@@ -24,6 +27,16 @@ TITLES = [
     "😀",
     "ΟΔΟΣ",
 ]
+
+
+@pytest.fixture(scope="module")
+def long_list(server: Server, database_url: str) -> Iterator[User]:
+    """A user with 3,001 tasks of 5,000 characters."""
+    with User(server, f"long-{uuid4()}") as user:
+        user.create(description="x" * 5000)
+        fill(database_url, user.name, 3_000)
+        yield user
+        change_by_hand(database_url, f"DELETE FROM task WHERE user_id = '{user.name}'")
 
 
 def pages(user: User, **query: Any) -> list[list[dict[str, Any]]]:
@@ -179,6 +192,47 @@ def test_titles_that_begin_alike_are_sorted_by_their_ids(
     found = pages(user, limit=2, **query)
     assert list(itertools.chain(*found)) == user.tasks(**query)
     assert [task["id"] for task in user.tasks(**query)] == (ids if order == "asc" else ids[::-1])
+
+
+@pytest.mark.parametrize("sort", ["created", "title"])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("limit", [10_000, 2_500, 1_700, 900])
+def test_a_page_ends_at_8_megabytes(long_list: User, sort: str, order: str, limit: int) -> None:
+    found = pages(long_list, sort=sort, order=order, limit=limit)
+    ids = [task["id"] for page in found for task in page]
+    filled = [task_id for task_id in ids if task_id.startswith("00000000-")]
+    assert filled == sorted(filled, reverse=order == "desc")
+    assert len(set(ids)) == len(ids) == 3001
+    assert len(found) > 1
+    for page in found[:-1]:
+        size = len(json.dumps(page, separators=(",", ":")))
+        assert size < 8_500_000
+        assert len(page) == limit or size > 8_000_000
+
+
+@pytest.mark.parametrize(
+    "number, limit, sizes",
+    [
+        (1000, 10_000, [1000]),
+        (1001, 10_000, [1001]),
+        (1001, 1001, [1001]),
+        (1001, 1000, [1000, 1]),
+        (1002, 1001, [1001, 1]),
+        (2000, 2000, [2000]),
+        (2000, 1999, [1999, 1]),
+        (10_001, 10_000, [10_000, 1]),
+    ],
+)
+def test_a_page_of_short_tasks_is_as_long_as_its_limit(
+    user: User, database_url: str, number: int, limit: int, sizes: list[int]
+) -> None:
+    user.create()
+    fill(database_url, user.name, number - 1)
+    found = pages(user, limit=limit)
+    assert [len(page) for page in found] == sizes
+    assert len({task["id"] for page in found for task in page}) == number
+    if limit == 10_000:
+        assert [len(page) for page in pages(user)] == sizes
 
 
 def test_a_page_that_holds_the_rest_has_no_next(user: User) -> None:

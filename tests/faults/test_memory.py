@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
@@ -9,10 +10,11 @@ from uuid import uuid4
 import psutil
 import pytest
 from faults.network import Cluster
-from server import Server, User, new_database
+from server import Server, User, fill, new_database
 
 CLIENTS, REQUESTS, WARM = 8, 100_000, 20_000
 TAGS, GROWTH_MB = 800, 6
+MOST_MB = 256
 
 
 @pytest.mark.slow
@@ -81,3 +83,37 @@ def test_any_number_of_tags_costs_the_same_memory(
         after = worker.memory_info().rss / 2**20
     print(f"\n{kind}: 1 to {TAGS} tags in If-Match: {before:.1f} MB before, {after:.1f} MB after")
     assert after < before + GROWTH_MB
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+@pytest.mark.parametrize(
+    "description", ["x" * 5000, "\x01" * 5000, "😀" * 5000, "x" * 4999 + "😀"], ids=ascii
+)
+def test_four_lists_of_10000_long_tasks_at_once(
+    tmp_path: Path, kind: str, description: str, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/tasks.db"
+    if kind == "postgres":
+        url = new_database(request.getfixturevalue("postgres"))
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+        user.create("x", description=description)
+        fill(url, "ann", 10_000)
+        processes = [psutil.Process(server.process.pid)]
+        processes += processes[0].children()
+        idle = sum(each.memory_info().rss for each in processes) / 2**20
+        peak, listing = 0.0, threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not listing.wait(0.002):
+                peak = max(peak, sum(each.memory_info().rss for each in processes) / 2**20)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with ThreadPoolExecutor(4) as pool:
+            sizes = list(pool.map(lambda _: len(user.get("/tasks").content), range(12)))
+        listing.set()
+        watcher.join()
+    print(f"\n{kind}, {ascii(description)[:8]}…: pages of {max(sizes)} bytes", end="")
+    print(f", {idle:.0f} MB before, {peak:.0f} MB at most")
+    assert peak <= MOST_MB
