@@ -29,8 +29,9 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
             return response
         if not anyone:
             response.headers.add("Vary", "Origin")
-        origin = request.headers.get("Origin")
-        if origin and (anyone or origin in origins):
-            response.headers["Access-Control-Allow-Origin"] = "*" if anyone else origin
+        # Where it is anyone, also without an origin: the answer does not depend on it.
+        origin = "*" if anyone else request.headers.get("Origin")
+        if origin in origins:
+            response.headers["Access-Control-Allow-Origin"] = origin
             response.headers.extend(preflight if request.method == "OPTIONS" else answer)
         return response

@@ -45,6 +45,8 @@ def test_a_preflight_of_a_listed_origin_passes(user: User, method: str) -> None:
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
     assert names(response.headers["Access-Control-Allow-Methods"]) == METHODS
     assert names(response.headers["Access-Control-Allow-Headers"]) == SENT
+    # Chromium asks again after two hours, whatever a server says.
+    assert response.headers["Access-Control-Max-Age"] == "7200"
     assert "Origin" in response.headers["Vary"]
 
 
@@ -121,3 +123,16 @@ def test_the_setting_decides(configured: tuple[str, Server]) -> None:
                 assert response.headers["Access-Control-Allow-Origin"] == origin
         if origins != "*":
             assert allowed(user.get("/tasks", headers={"Origin": "http://xzy"})) == {}
+
+
+def test_anyone_is_allowed_whatever_the_origin_so_that_caches_need_not_look(
+    tmp_path: Path,
+) -> None:
+    with Server(tmp_path, CORS_ORIGINS="*") as server, User(server, "ann") as user:
+        for method, path in (("GET", "/tasks"), ("GET", "/tasks/1"), ("OPTIONS", "/tasks")):
+            without = user.request(method, path)
+            assert allowed(without)["Access-Control-Allow-Origin"] == "*"
+            assert allowed(without) == allowed(
+                user.request(method, path, headers={"Origin": LISTED})
+            )
+            assert "Vary" not in without.headers
