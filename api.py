@@ -20,6 +20,7 @@ from werkzeug.exceptions import (
 import problems
 from settings import MAX_BODY
 
+BODY_MESSAGES = {"type": "Expected a JSON object."}
 View = TypeVar("View", bound=Callable[..., Any])
 
 STRING = {"schema": {"type": "string"}}
@@ -69,6 +70,7 @@ class BodySchema(ma.Schema):
     """The shape of a JSON body; fields that it does not know are ignored."""
 
     optional: ClassVar[bool] = False
+    error_messages = BODY_MESSAGES
 
     class Meta:
         unknown = ma.EXCLUDE
@@ -90,7 +92,8 @@ class StrictParser(FlaskParser):
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise BadRequest(f"The body is not JSON: {error}.") from error
+            place = f"line {error.lineno}, column {error.colno}"
+            raise BadRequest(f"The body is not JSON in UTF-8: {place}.") from error
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, str]:
         """Bytes that are not UTF-8 stay in the values as surrogates, for the fields to refuse."""
@@ -100,6 +103,8 @@ class StrictParser(FlaskParser):
     def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
         """Raises Invalid."""
         (errors,) = error.messages_dict.values()
+        if whole := errors.pop(ma.exceptions.SCHEMA, None):
+            raise problems.Invalid({"body": whole}, " ".join(whole)) from error
         raise problems.Invalid(errors) from error
 
 
@@ -160,7 +165,7 @@ class Blueprint(flask_smorest.Blueprint):
             doc["security"] = [{"bearer": []}]
             statuses += TOKEN_PROBLEMS
         doc.setdefault("parameters", []).extend([*headers, "X-Request-ID"])
-        for status in (*statuses, 500):
+        for status in (400, *statuses, 500):
             doc["responses"][status] = response_name(status)
         for response in doc["responses"].values():
             if isinstance(response, dict):

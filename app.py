@@ -192,7 +192,7 @@ def refuse_other_spellings() -> None:
 
 
 @service.route("/health")
-@service.operation("getHealth", also=(400,))
+@service.operation("getHealth")
 @service.response(200, resources.StatusSchema)
 def health() -> Response:
     """Is the server there?
@@ -203,7 +203,7 @@ def health() -> Response:
 
 
 @service.route("/ready")
-@service.operation("getReadiness", also=(400, 503))
+@service.operation("getReadiness", also=(503,))
 @service.response(200, resources.StatusSchema)
 def ready() -> Response:
     """Is the database there, too?

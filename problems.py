@@ -54,8 +54,9 @@ class ProblemSchema(ma.Schema):
 class Invalid(UnprocessableEntity):
     """A 422 that says what is wrong, field by field."""
 
-    def __init__(self, errors: dict[str, list[str]]) -> None:
-        super().__init__("; ".join(f"{name}: {' '.join(words)}" for name, words in errors.items()))
+    def __init__(self, errors: dict[str, list[str]], detail: str | None = None) -> None:
+        each = (f"{name}: {' '.join(words)}" for name, words in errors.items())
+        super().__init__(detail or "; ".join(each))
         self.errors = errors
 
 

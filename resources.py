@@ -3,6 +3,7 @@
 import hashlib
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
@@ -10,6 +11,7 @@ from urllib.parse import quote, urlencode
 import marshmallow as ma
 from flask import Response, jsonify, request
 from flask.views import MethodView
+from marshmallow.types import ErrorMessages
 from marshmallow.validate import Length, OneOf, Range
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
@@ -26,7 +28,15 @@ IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 # `storable`, and with more than white space, to which Python counts more than ECMAScript does.
 STORABLE = r"^[^\x00]*$"
 NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
+# What a client is told about a value, in the words of this API.
 NO_CURSOR = "Not a cursor of this list: take it from the Link header."
+MESSAGES: ErrorMessages = {"required": "Must be sent.", "null": "Must not be null."}
+TEXT_MESSAGES = MESSAGES | {"invalid": "Must be a string."}
+BOOLEAN_MESSAGES = MESSAGES | {"invalid": "Must be true or false."}
+NO_NUMBER = "Must be a whole number from {min:,} to {max:,}."
+NO_CHOICE = "Must be one of: {choices}."
+TOO_SHORT = "Shorter than minimum length {min}."
+TOO_LONG = "Longer than maximum length {max}."
 # The revision of no task.
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 
@@ -60,7 +70,13 @@ def storable(text: str) -> None:
         raise ma.ValidationError("Not valid UTF-8.")
 
 
-class Stripped(ma.fields.String):
+class Text(ma.fields.String):
+    """Any text."""
+
+    default_error_messages = TEXT_MESSAGES
+
+
+class Stripped(Text):
     """Text without the white space around it."""
 
     def _deserialize(self, value: Any, *arguments: Any, **options: Any) -> str:
@@ -69,6 +85,8 @@ class Stripped(ma.fields.String):
 
 class StrictBoolean(ma.fields.Boolean):
     """true or false, where marshmallow takes 0, 1 and "yes" as well."""
+
+    default_error_messages = BOOLEAN_MESSAGES
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if value is not True and value is not False:
@@ -79,10 +97,25 @@ class StrictBoolean(ma.fields.Boolean):
 class Digits(ma.fields.Integer):
     """A number in decimal digits, where int() takes "1_000", " 5" and "٣" as well."""
 
+    def __init__(self, least: int, most: int, **options: Any) -> None:
+        words = NO_NUMBER.format(min=least, max=most)
+        options["error_messages"] = {"invalid": words}
+        super().__init__(validate=Range(least, most, error=words), **options)
+
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if not re.fullmatch("[0-9]{1,18}", value):
             raise self.make_error("invalid", input=value)
         return int(value)
+
+
+def length(most: int, *, least: int = 0) -> list[Callable[[Any], Any]]:
+    """What a text of so many characters has to pass."""
+    shortest = [Length(min=least, error=TOO_SHORT)] if least else []
+    return [storable, *shortest, Length(max=most, error=TOO_LONG)]
+
+
+def one_of(*words: str) -> OneOf:
+    return OneOf(words, error=NO_CHOICE)
 
 
 class CursorField(ma.fields.String):
@@ -126,7 +159,7 @@ class TaskSchema(ma.Schema):
 
 
 TITLE: dict[str, Any] = {
-    "validate": [storable, Length(min=1), Length(max=500)],
+    "validate": length(500, least=1),
     "metadata": {
         "description": "Stripped of the white space around it.",
         "pattern": NOT_BLANK,
@@ -139,9 +172,9 @@ class TaskUpdateSchema(BodySchema):
     """What to change; a field that is absent stays as it is."""
 
     title = Stripped(**TITLE)
-    description = ma.fields.String(
+    description = Text(
         allow_none=True,
-        validate=[storable, Length(max=5000)],
+        validate=length(5000),
         metadata={
             "description": "null stands for none.",
             "pattern": STORABLE,
@@ -179,35 +212,36 @@ class StatusSchema(ma.Schema):
 class TaskQuerySchema(ma.Schema):
     """Which tasks to list, and in which order."""
 
-    status = ma.fields.String(
-        validate=OneOf(["all", "pending", "completed"]),
+    status = Text(
+        validate=one_of("all", "pending", "completed"),
         metadata={
             "description": "Only the tasks still to do, or only those done.",
             "default": "all",
         },
     )
-    search = ma.fields.String(
-        validate=[storable, Length(min=1), Length(max=200)],
+    search = Text(
+        validate=length(200, least=1),
         metadata={
             "description": "Only tasks with this text in title or description, in upper or lower"
             " case. No character has a special meaning.",
             "pattern": STORABLE,
         },
     )
-    sort = ma.fields.String(
-        validate=OneOf(["created", "updated", "title"]),
+    sort = Text(
+        validate=one_of("created", "updated", "title"),
         metadata={
             "description": "What to sort by: a time, or the first 100 characters of the title in"
             " lower case.",
             "default": "created",
         },
     )
-    order = ma.fields.String(
-        validate=OneOf(["asc", "desc"]),
+    order = Text(
+        validate=one_of("asc", "desc"),
         metadata={"description": "The smallest first, or the largest.", "default": "asc"},
     )
     limit = Digits(
-        validate=Range(1, models.MAX_PAGE),
+        1,
+        models.MAX_PAGE,
         metadata={"description": "How many tasks at most.", "default": models.MAX_PAGE},
     )
     cursor = CursorField(
@@ -296,9 +330,7 @@ class Tasks(MethodView):
         response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
         return unless_known(response)
 
-    @tasks.operation(
-        "createTask", headers=("Idempotency-Key",), also=(400, 404, 413, 415, 422, 503)
-    )
+    @tasks.operation("createTask", headers=("Idempotency-Key",), also=(404, 413, 415, 422, 503))
     @tasks.doc(responses={201: {"links": LINKS}})
     @tasks.arguments(TaskCreateSchema())
     @tasks.response(201, TaskSchema, headers={"ETag": "ETag", "Location": "Location"})
@@ -334,7 +366,7 @@ class TaskById(MethodView):
         """
         return unless_known(tagged(models.get_task(user_id, task_id)))
 
-    @tasks.operation("updateTask", headers=("If-Match",), also=(400, 404, 412, 413, 415, 422, 503))
+    @tasks.operation("updateTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
     @tasks.arguments(TaskUpdateSchema())
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def put(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
@@ -344,7 +376,7 @@ class TaskById(MethodView):
         """
         return tagged(models.update_task(user_id, task_id, body, expected=if_match()))
 
-    @tasks.operation("patchTask", headers=("If-Match",), also=(400, 404, 412, 413, 415, 422, 503))
+    @tasks.operation("patchTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
     @tasks.doc(
         requestBody={"content": {"application/merge-patch+json": {"schema": TaskUpdateSchema}}}
     )
@@ -370,9 +402,7 @@ class TaskById(MethodView):
 
 @tasks.route("/<task_id:task_id>/complete", parameters=[TASK_ID])
 class TaskCompletion(MethodView):
-    @tasks.operation(
-        "completeTask", headers=("If-Match",), also=(400, 404, 412, 413, 415, 422, 503)
-    )
+    @tasks.operation("completeTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
     @tasks.arguments(TaskCompletionSchema(), required=False)
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:

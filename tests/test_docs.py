@@ -12,9 +12,9 @@ from server import Server, User
 from resources import TaskSchema
 
 OPERATIONS = {
-    "listTasks": ("get", "/api/{user_id}/tasks", {200, 304, 404, 422, 500, 503}),
+    "listTasks": ("get", "/api/{user_id}/tasks", {200, 304, 400, 404, 422, 500, 503}),
     "createTask": ("post", "/api/{user_id}/tasks", {200, 201, 400, 404, 413, 415, 422, 500, 503}),
-    "getTask": ("get", "/api/{user_id}/tasks/{task_id}", {200, 304, 404, 500, 503}),
+    "getTask": ("get", "/api/{user_id}/tasks/{task_id}", {200, 304, 400, 404, 500, 503}),
     "updateTask": (
         *("put", "/api/{user_id}/tasks/{task_id}"),
         {200, 400, 404, 412, 413, 415, 422, 500, 503},
@@ -23,7 +23,7 @@ OPERATIONS = {
         *("patch", "/api/{user_id}/tasks/{task_id}"),
         {200, 400, 404, 412, 413, 415, 422, 500, 503},
     ),
-    "deleteTask": ("delete", "/api/{user_id}/tasks/{task_id}", {200, 404, 412, 500, 503}),
+    "deleteTask": ("delete", "/api/{user_id}/tasks/{task_id}", {200, 400, 404, 412, 500, 503}),
     "completeTask": (
         *("patch", "/api/{user_id}/tasks/{task_id}/complete"),
         {200, 400, 404, 412, 413, 415, 422, 500, 503},

@@ -296,6 +296,28 @@ def test_a_bad_parameter_is_named(user: User, query: str) -> None:
     assert list(response.json()["errors"]) == [name]
 
 
+@pytest.mark.parametrize(
+    "query, words",
+    [
+        ("limit=x", "Must be a whole number from 1 to 10,000."),
+        ("limit=0", "Must be a whole number from 1 to 10,000."),
+        ("limit=10001", "Must be a whole number from 1 to 10,000."),
+        ("status=x", "Must be one of: all, pending, completed."),
+        ("sort=x", "Must be one of: created, updated, title."),
+        ("order=x", "Must be one of: asc, desc."),
+        ("search=" + "x" * 201, "Longer than maximum length 200."),
+        ("search=%00", "Must not contain a NUL character."),
+        ("search=%ff", "Not valid UTF-8."),
+        ("cursor=x", "Not a cursor of this list: take it from the Link header."),
+    ],
+)
+def test_a_bad_parameter_is_explained(user: User, query: str, words: str) -> None:
+    name = query.partition("=")[0]
+    problem = user.get(f"/tasks?{query}").json()
+    assert problem["detail"] == f"{name}: {words}"
+    assert problem["errors"] == {name: [words]}
+
+
 def test_a_cursor_of_another_order_is_refused(user: User) -> None:
     for title in "ab":
         user.create(title)
