@@ -128,7 +128,7 @@ def list_tasks(
             read=lambda rows: read_part(rows, user_id, limit, room),
             user_id=user_id,
             completed=status == "completed",
-            part=search and search.casefold(),
+            part=search and fold(search),
             key=cursor and cursor.key,
             id=cursor and cursor.id,
             limit=limit + 1,
@@ -294,10 +294,18 @@ def with_folded(changes: dict[str, Any]) -> dict[str, Any]:
     values = dict(changes)
     if "title" in changes:
         values["title_lower"] = changes["title"].lower()
-        values["title_folded"] = changes["title"].casefold()
+        values["title_folded"] = fold(changes["title"])
     if "description" in changes:
-        values["description_folded"] = changes["description"] and changes["description"].casefold()
+        values["description_folded"] = changes["description"] and fold(changes["description"])
     return values
+
+
+def fold(text: str) -> str:
+    """`text` without the difference of upper and lower case, for every language at once.
+
+    İ and ı count as i: Turkish has them as its other cases of i and I.
+    """
+    return text.replace("İ", "i").replace("ı", "i").casefold()
 
 
 def missed(user_id: str, task_id: str, expected: list[str] | None) -> HTTPException:

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import jwt
 import psycopg2
 import pytest
 import requests
-from server import ROOT, Server, User, change_by_hand, new_database
+from server import APPLIED, MIGRATIONS, ROOT, Server, User, change_by_hand, new_database
 
 from postgres import SCHEMA_LOCK
 
@@ -121,7 +122,8 @@ def test_a_path_cannot_steer_the_terminal(terminal: InTerminal, part: str, shown
 
 
 def test_a_terminal_says_once_what_starts(terminal: InTerminal) -> None:
-    terminal.line("applied the migration 0001_task")
+    for name in MIGRATIONS:
+        terminal.line(f"applied the migration {name}")
     start, workers, _ = SGR.sub("", terminal.text).partition(" info    Booting worker")
     assert [re.sub(TIME, "time", line) for line in start.split("\n")] == [
         "time info    Task API 1.0.0 started",
@@ -193,7 +195,7 @@ def test_the_start_does_not_show_the_secret_of_the_tokens(tmp_path: Path) -> Non
 
 @each_database
 def test_migrate_says_what_it_did(tmp_path: Path, database_url: str) -> None:
-    for said in ("applied 0001_task\n", "nothing to do\n"):
+    for said in (APPLIED, "nothing to do\n"):
         result = flask(tmp_path, "migrate", DATABASE_URL=database_url)
         assert (result.returncode, result.stdout, result.stderr) == (0, said, "")
 
@@ -231,7 +233,7 @@ def test_migrate_waits_for_a_server_that_makes_the_schema_however_long(
             command = pool.submit(flask, tmp_path, "migrate", DATABASE_URL=database_url)
             with pytest.raises(TimeoutError):
                 command.result(10)
-        assert command.result(5).stdout == "applied 0001_task\n"
+        assert command.result(5).stdout == APPLIED
 
 
 @pytest.fixture
@@ -285,7 +287,7 @@ def test_the_commands_are_named_and_need_no_database(tmp_path: Path, database_ur
     assert "token    Print a token with which USER may call" in result.stdout
     token = flask(tmp_path, "token", "ann", JWT_SECRET="s" * 32, DATABASE_URL=database_url)
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token.stdout) and token.stderr == ""
-    assert flask(tmp_path, "migrate", DATABASE_URL=database_url).stdout == "applied 0001_task\n"
+    assert flask(tmp_path, "migrate", DATABASE_URL=database_url).stdout == APPLIED
 
 
 @pytest.mark.parametrize("days", ["1e7", "36501", "-1", "nan", "inf"])
@@ -359,3 +361,33 @@ def test_a_wrong_setting_stops_a_command_with_one_line(
     lines = [line for line in result.stderr.splitlines() if line]
     assert any("THREADS" in line for line in lines)
     assert "Traceback" not in result.stderr and len(lines) == 1
+
+
+@each_database
+def test_a_database_of_before_finds_the_dotted_and_the_dotless_i(
+    tmp_path: Path, database_url: str
+) -> None:
+    """As the first migration alone made it, with what was folded without a care for them."""
+    before = tmp_path / "before"
+    before.mkdir()
+    shutil.copy(ROOT / "migrations" / "0001_task.py", before)
+    (tmp_path / "old.py").write_text(
+        "import app, database\ncreate_app = app.create_app\n"
+        f"database.MIGRATIONS = {str(before)!r}\n"
+    )
+    texts = ["İstanbul", "IŞIK ışık", "Izmir", "i\u0307 İ"]
+    arguments = ("--chdir", str(tmp_path))
+    old = Server(tmp_path, *arguments, app="old:create_app()", DATABASE_URL=database_url)
+    with old, User(old.wait(), "ann") as ann:
+        tasks = [ann.create(text, description=text) for text in texts]
+    for task in tasks:
+        folded = f"'{task['title'].casefold()}'"
+        sql = f"UPDATE task SET title_folded = {folded}, description_folded = {folded}"
+        change_by_hand(database_url, f"{sql} WHERE id = '{task['id']}'")
+    (tmp_path / "new").mkdir()
+    with Server(tmp_path / "new", DATABASE_URL=database_url) as new, User(new, "ann") as ann:
+        found = {search: ann.tasks(search=search) for search in ("istan", "ışı", "IZ", "\u0307 i")}
+        assert found == dict(zip(found, ([task] for task in tasks), strict=True))
+        ann.create("x", description="İ")
+        assert len(ann.tasks(search="i")) == 5
+    assert "applied the migration 0002_dotted_i" in new.log_file.read_text()
