@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jwt
 import pytest
@@ -129,6 +130,28 @@ def test_a_token_of_somebody_else_is_a_403_before_any_404(
         url = f"{server.url}/api/{other}/tasks{path}"
         response = requests.get(url, headers={"Authorization": f"Bearer {sign(claims())}"})
         assert (response.status_code, response.json()["title"]) == (403, "Forbidden")
+
+
+def test_a_write_without_a_good_token_changes_nothing(
+    mode: tuple[Server, Callable[..., str]],
+) -> None:
+    server, sign = mode
+    user = f"user-{uuid4()}"
+    good, other = sign(claims(sub=user)), sign(claims(sub="bob"))
+    task = call(server, good, user, method="POST", json={"title": "x"}).json()
+    for token, status in ((None, 401), (good[:-5], 401), (other, 403)):
+        for method, path, body in (
+            ("POST", user, {"title": "y"}),
+            ("PUT", f"{user}/tasks/{task['id']}", {"title": "y"}),
+            ("PATCH", f"{user}/tasks/{task['id']}", {"title": "y"}),
+            ("PATCH", f"{user}/tasks/{task['id']}/complete", None),
+            ("DELETE", f"{user}/tasks/{task['id']}", None),
+        ):
+            url = f"{server.url}/api/{path if '/' in path else path + '/tasks'}"
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            response = requests.request(method, url, json=body, headers=headers)
+            assert response.status_code == status, (method, path)
+    assert call(server, good, user).json() == [task]
 
 
 @pytest.mark.parametrize("user", ["用户", "auth0|5f", "ann@example.com", "a b", "+", "1"])

@@ -79,6 +79,8 @@ def test_of_many_writes_with_one_tag_one_wins(user: User, method: str, suffix: s
     )
     lost = 404 if method == "DELETE" else 412
     assert codes(answers) == {200: 1, lost: CLIENTS - 1}
+    winners = [answer.json() for answer in answers if answer.status_code == 200]
+    assert user.tasks() == ([] if method == "DELETE" else winners)
 
 
 def test_writes_of_different_fields_all_survive(user: User) -> None:

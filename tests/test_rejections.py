@@ -216,6 +216,27 @@ def test_the_application_refuses(user: User, name: str) -> None:
     assert user.tasks() == [kept]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *TYPES,
+        *(name for name in SIZES if name != "chunks with no content"),
+        "an open brace",
+        "an array",
+    ],
+)
+@pytest.mark.parametrize("method, suffix", [(b"PUT", ""), (b"PATCH", ""), (b"PATCH", "/complete")])
+def test_a_task_is_as_it_was_after_a_body_that_is_refused(
+    user: User, name: str, method: bytes, suffix: str
+) -> None:
+    request, expected = (BODIES | TYPES | SIZES)[name]
+    task = user.create("kept")
+    path = f"{{tasks}}/{task['id']}{suffix}".encode()
+    status, _, body = send(user, request.replace(b"POST {tasks}", method + b" " + path, 1))
+    assert status == expected, body
+    assert user.tasks() == [task]
+
+
 @pytest.mark.parametrize("name", BY_THE_SERVER)
 def test_the_server_refuses_what_is_not_http(user: User, name: str) -> None:
     request, expected = BY_THE_SERVER[name]

@@ -95,6 +95,7 @@ def test_what_is_wrong_is_refused(user: User, method: str, change: object, field
 def test_no_body_at_all_is_a_400(user: User, method: str) -> None:
     task = user.create()
     assert user.request(method, f"/tasks/{task['id']}").status_code == 400
+    assert user.task(task["id"]) == task
 
 
 def test_patch_takes_a_merge_patch(user: User) -> None:
