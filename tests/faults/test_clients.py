@@ -183,7 +183,7 @@ def test_health_in_an_overload(server: Server, cluster: Cluster, database: str) 
         health = slowest(server, 1.5)
     thread.join()
     print(f"\n200 requests for a locked table: /health {health:.3f} s at most")
-    assert health < 0.1
+    assert health < 0.5
 
 
 @pytest.mark.parametrize("kind", ["dripping a head", "silent", "never closing"])

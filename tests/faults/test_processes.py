@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from faults.network import Cluster, Load, Network, eventually
 from server import ROOT, Server
 
