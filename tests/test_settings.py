@@ -121,9 +121,11 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("PORT", "0"),
         ("PORT", "65536"),
         ("WEB_CONCURRENCY", "0"),
+        ("WEB_CONCURRENCY", "65"),
         ("WEB_CONCURRENCY", "many"),
         ("THREADS", "-1"),
         ("THREADS", "4"),
+        ("THREADS", "257"),
         ("THREADS", ""),
         ("LOG_LEVEL", "loud"),
         ("CORS_ORIGINS", "localhost:3000"),
@@ -151,6 +153,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("JWT_ISSUER", "https://issuer.example"),
         ("JWT_AUDIENCE", "api"),
         ("JWT_LEEWAY", "-1"),
+        ("JWT_LEEWAY", "601"),
         ("JWT_LEEWAY", "long"),
     ],
 )
@@ -163,7 +166,7 @@ def test_a_wrong_setting_is_named(
     with pytest.raises(settings.InvalidSetting) as stop:
         settings.read_settings()
     message = str(stop.value)
-    assert name in message and "\n" not in message
+    assert re.search(rf"\b{name}\b", message) and "\n" not in message
     assert "pass" not in message.replace("PASSWORD", "").replace("password", "")
 
 
@@ -178,7 +181,7 @@ def test_a_system_without_certificates_is_told_so(
         settings.read_settings()
 
 
-@pytest.mark.parametrize("level", ["debug", "Debug", " WARNING\n", '"info"'])
+@pytest.mark.parametrize("level", ["debug", "Debug", " WARNING\n", '"info"', "error", "Critical"])
 def test_the_level_of_the_log_is_taken_in_any_case(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str
 ) -> None:
@@ -283,6 +286,27 @@ def test_a_folder_of_that_name_is_no_file_of_settings(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
     assert settings.read_settings().jwt_secret == ""
+
+
+def test_a_file_that_cannot_be_read_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").symlink_to(".env")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(settings.InvalidSetting, match=r"^\.env: \w+"):
+        settings.read_settings()
+
+
+def test_the_limits_of_a_number_are_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+    limits = {"PORT": (1, 65535), "WEB_CONCURRENCY": (1, 64), "THREADS": (5, 256)}
+    for end in (0, 1):
+        for name, values in (limits | {"JWT_LEEWAY": (0, 600)}).items():
+            monkeypatch.setenv(name, str(values[end]))
+        read = settings.read_settings()
+        assert (read.port, read.workers, read.threads) == tuple(v[end] for v in limits.values())
+        assert read.jwt_leeway == (0, 600)[end]
 
 
 def test_a_quote_that_is_not_closed_starts_no_open_server(tmp_path: Path) -> None:
