@@ -77,7 +77,6 @@ class KeySet:
         try:
             self._keys = read_keys(download(self._url))
             self._fresh_until = monotonic() + FRESH
-            self._failures = 0
         except Exception as error:  # Whatever the issuer makes of the libraries that ask it.
             address = self._url.partition("?")[0]  # Some issuers want a key in the query.
             log.warning("the keys at %s could not be fetched: %r", address, error)

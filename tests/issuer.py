@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 import time
 import warnings
@@ -47,10 +48,12 @@ class Key:
 class Issuer:
     """Answers every connection with `answer`: bytes to send, or None to stay silent."""
 
-    def __init__(self, *keys: Key) -> None:
+    def __init__(self, *keys: Key, tls: ssl.SSLContext | None = None) -> None:
         self.requests = 0
+        self.tls = tls
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/api/auth/jwks"
+        origin = "https://localhost" if tls else "http://127.0.0.1"
+        self.url = f"{origin}:{self.listener.getsockname()[1]}/api/auth/jwks"
         self.answer: bytes | None = None
         self.drip = 0.0
         self.publish(*keys)
@@ -82,8 +85,11 @@ class Issuer:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
+        connection.settimeout(10)
+        with suppress(OSError):
+            if self.tls:
+                connection = self.tls.wrap_socket(connection, server_side=True)
         with connection, suppress(OSError):
-            connection.settimeout(10)
             connection.recv(65536)
             if self.answer is None:
                 connection.recv(1)

@@ -225,9 +225,11 @@ def test_an_issuer_that_was_away_for_days_is_asked_again(
 
 def test_through_the_server(tmp_path: Path, issuer: Issuer, old: Key, new: Key) -> None:
     issuer.say(HTML)
-    with Server(tmp_path, JWT_JWKS_URL=issuer.url, WEB_CONCURRENCY="1") as server:
+    url = f"{issuer.url}?apikey=secret9"
+    with Server(tmp_path, JWT_JWKS_URL=url, WEB_CONCURRENCY="1") as server:
         refused = call(server, old)
         assert refused.status_code == 503
+        assert refused.json()["detail"].startswith("The keys of the token issuer cannot be reached")
         assert refused.headers["Content-Type"] == "application/problem+json"
         assert int(refused.headers["Retry-After"]) >= 1
         issuer.publish(old)
@@ -239,5 +241,6 @@ def test_through_the_server(tmp_path: Path, issuer: Issuer, old: Key, new: Key) 
         assert requests.get(server.url + "/health", timeout=1).status_code == 200
         assert issuer.requests == asked
     warnings = [line for line in server.log() if line["level"] == "warning"]
-    assert warnings and all("could not be fetched" in line["message"] for line in warnings)
+    said = f"the keys at {issuer.url} could not be fetched"
+    assert warnings and all(line["message"].startswith(said) for line in warnings)
     assert not [line for line in server.log() if line["level"] == "error"]

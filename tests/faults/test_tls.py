@@ -4,11 +4,13 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from faults.network import Cluster
-from server import APPLIED, ROOT
+from issuer import Issuer, Key
+from server import APPLIED, ROOT, Server, User
 
 # Puts the folder $0 in the place of $1, for the command behind them alone.
 WITH_FOLDER = 'mount --bind "$0" "$1" && shift && exec "$@"'
@@ -65,3 +67,22 @@ def test_the_name_of_the_server_counts(
     done = migrate(tmp_path, trusting, f"{cluster.url(database, pgbouncer)}?sslrootcert=system")
     assert done.returncode == 1
     assert "localhost" in done.stderr and "does not match" in done.stderr
+
+
+def test_the_keys_of_an_issuer_come_over_tls_from_who_it_says_it_is(
+    tmp_path: Path, certificate: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.parent / "key")
+    key = Key("EdDSA", "one")
+    issuer = Issuer(key, tls=context)
+    token = key.sign({"sub": "ann", "exp": int(time.time()) + 300})
+    statuses = []
+    for authorities in (certificate, tmp_path / "nowhere"):
+        trusts = {"JWT_JWKS_URL": issuer.url, "SSL_CERT_FILE": str(authorities)}
+        with Server(tmp_path, **trusts) as server, User(server, "ann") as ann:
+            ann.headers["Authorization"] = f"Bearer {token}"
+            statuses.append(ann.get("/tasks").status_code)
+    issuer.close()
+    assert statuses == [200, 503]
+    assert "CERTIFICATE_VERIFY_FAILED" in server.log_file.read_text()
