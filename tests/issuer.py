@@ -50,6 +50,7 @@ class Issuer:
 
     def __init__(self, *keys: Key, tls: ssl.SSLContext | None = None) -> None:
         self.requests = 0
+        self.asked = b""
         self.tls = tls
         self.listener = socket.create_server(("127.0.0.1", 0))
         origin = "https://localhost" if tls else "http://127.0.0.1"
@@ -90,7 +91,7 @@ class Issuer:
             if self.tls:
                 connection = self.tls.wrap_socket(connection, server_side=True)
         with connection, suppress(OSError):
-            connection.recv(65536)
+            self.asked = connection.recv(65536)
             if self.answer is None:
                 connection.recv(1)
             elif self.drip:

@@ -234,6 +234,7 @@ def test_through_the_server(tmp_path: Path, issuer: Issuer, old: Key, new: Key) 
         assert int(refused.headers["Retry-After"]) >= 1
         issuer.publish(old)
         assert eventually(lambda: call(server, old).status_code == 200, 5)
+        assert issuer.asked.startswith(b"GET /api/auth/jwks?apikey=secret9 HTTP/1.1\r\n")
         asked = issuer.requests
         issuer.hang()
         assert call(server, old).status_code == 200
