@@ -138,6 +138,16 @@ def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
     assert issuer.requests == 1
 
 
+def test_keys_that_are_fresh_are_not_fetched_again(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    keys = KeySet(issuer.url)
+    assert all(keys.find("old") for _ in range(50))
+    time.sleep(0.1)
+    assert issuer.requests == 1
+
+
 def test_an_unknown_id_asks_again_but_not_soon(
     issuer: Issuer, old: Key, new: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
