@@ -350,9 +350,9 @@ SHOWN = (
 COLUMNS = (*SHOWN, Task.revision)
 # Of a task in JSON, in bytes, at least.
 SIZE = Dialect(
-    postgres=SQL("octet_length(title) + coalesce(octet_length(description), 0) + 200"),
+    postgres=SQL("octet_length(title) + coalesce(octet_length(description), 0) + 190"),
     sqlite=SQL(
-        "length(CAST(title AS BLOB)) + coalesce(length(CAST(description AS BLOB)), 0) + 200"
+        "length(CAST(title AS BLOB)) + coalesce(length(CAST(description AS BLOB)), 0) + 190"
     ),
 )
 # Any number of them is one parameter.
