@@ -6,6 +6,8 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
@@ -76,11 +78,10 @@ def test_a_request_that_takes_seconds_survives_a_stop(server: Server, network: N
 
 def test_a_connection_that_was_idle_can_be_used_again(server: Server) -> None:
     """For longer than the routers of platforms keep theirs; 3 s of that are tested."""
-    head = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    with socket.create_connection(server.address, timeout=5) as connection:
+    with closing(HTTPConnection(*server.address, timeout=5)) as connection:
         for _ in "12":
-            connection.sendall(head)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.request("GET", "/health")
+            assert connection.getresponse().read() == b'{"status":"ok"}\n'
             time.sleep(3)
 
 
