@@ -87,7 +87,9 @@ def test_any_number_of_tags_costs_the_same_memory(
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 @pytest.mark.parametrize(
-    "description", ["x" * 5000, "\x01" * 5000, "😀" * 5000, "x" * 4999 + "😀"], ids=ascii
+    "description",
+    ["x" * 5000, "\x01" * 5000, "😀" * 5000, "x" * 4999 + "😀"],
+    ids=["ASCII", "control characters", "emoji", "one emoji"],
 )
 def test_four_lists_of_10000_long_tasks_at_once(
     tmp_path: Path, kind: str, description: str, request: pytest.FixtureRequest
