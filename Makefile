@@ -30,11 +30,11 @@ tools:
 
 # Needs wrk, Node.js and npm, from Debian's packages; takes a quarter of an hour.
 bench: $(VENV)/test .venv-peers/installed bench/peers/node_modules/installed
-	PYTHONPATH=.:tests $(BIN)/python -m bench.run
+	$(BIN)/python -m bench.run
 
 # To ten million tasks: a quarter of an hour, and 6 GB of disk.
 bench-growth: $(VENV)/test
-	PYTHONPATH=.:tests $(BIN)/python -m bench.growth
+	$(BIN)/python -m bench.growth
 
 .venv-peers/installed: bench/peers/requirements.txt requirements.txt
 	$(PYTHON) -m venv .venv-peers

@@ -8,9 +8,8 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-import logs
+from server import ServerLogger, Worker, startup_summary
 from settings import VERSION, read_settings
-from worker import Worker
 
 settings = read_settings()
 
@@ -19,7 +18,7 @@ workers = settings.workers
 threads = settings.threads
 worker_class = Worker
 timeout = 30  # Only for the heartbeat of a worker; what a request waits for is bounded in itself.
-logger_class = logs.ServerLogger
+logger_class = ServerLogger
 loglevel = settings.log_level.lower()
 keepalive = 65  # Longer than the routers of platforms keep theirs, or they meet a closed one.
 graceful_timeout = 9  # Longer than the longest request, shorter than the shortest platform waits.
@@ -40,7 +39,7 @@ control_socket_disable = True  # Nobody asks it, and it is a file in a home that
 
 def when_ready(server: Any) -> None:
     addresses = [str(listener) for listener in server.LISTENERS]
-    fields = logs.summary(settings, addresses)
+    fields = startup_summary(settings, addresses)
     server.log.info("Task API %s started", VERSION, extra={"fields": fields})
     if not settings.jwt_secret and not settings.jwt_jwks_url:
         server.log.warning("Anyone who can reach this server may read and write every user's tasks")

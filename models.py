@@ -24,8 +24,7 @@ from peewee import (
 )
 from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import Answer, Read, TaskDatabase, fetch_all
-from sql import Dialect, Parameter, statement
+from database import Answer, Dialect, Parameter, Read, TaskDatabase, fetch_all, statement
 
 MAX_PAGE = 10_000
 # About where a page ends, how many tasks are written at once, and their size in UTF-8 at most.

@@ -18,9 +18,8 @@ from werkzeug.routing import BaseConverter
 
 import auth
 import models
-from api import Blueprint, BodySchema
 from models import Cursor, Tagged
-from problems import Invalid
+from web import Blueprint, BodySchema, Invalid
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
@@ -294,6 +293,7 @@ tasks = Blueprint(
     description="The tasks of one user.",
     guard=auth.authorize,
 )
+service = Blueprint("service", __name__, description="Is it there, and can it work?")
 
 
 @tasks.before_request
@@ -452,3 +452,26 @@ def next_page(query: dict[str, Any], cursor: Cursor) -> str:
     text = f"{cursor.sort} {cursor.order} {cursor.id} {cursor.key}"
     value = urlsafe_b64encode(text.encode()).decode().rstrip("=")
     return f"{quote(request.path)}?{urlencode({**query, 'cursor': value}, quote_via=quote)}"
+
+
+@service.route("/health")
+@service.operation("getHealth")
+@service.response(200, StatusSchema)
+def health() -> Response:
+    """Is the server there?
+
+    Never asks the database, so that one that sleeps is not woken.
+    """
+    return jsonify(status="ok")
+
+
+@service.route("/ready")
+@service.operation("getReadiness", also=(503,))
+@service.response(200, StatusSchema)
+def ready() -> Response:
+    """Is the database there, too?
+
+    Asks it for a sign of life, and so wakes one that sleeps.
+    """
+    models.ping()
+    return jsonify(status="ok")

@@ -6,7 +6,8 @@ from typing import Any
 
 import psutil
 import psycopg2
-from faults.network import Cluster
+
+from testbed.cluster import Cluster
 
 # 1,000 users with 10 tasks, 10 with 100 and 90 with 1,000.
 SEED = """

@@ -24,7 +24,6 @@ from statistics import median
 import jwt
 import psycopg2
 import requests
-from faults.network import Cluster
 
 from bench.conformance import check
 from bench.data import OPERATIONS, Database
@@ -46,6 +45,7 @@ from bench.services import (
     stop,
 )
 from bench.wire import Wire, wire
+from testbed.cluster import Cluster
 
 FAR = ("get", "list 10", "create", "flip")
 SECRET = "a secret of more than 32 bytes, for measuring"

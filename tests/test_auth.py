@@ -17,11 +17,11 @@ import jwt
 import pytest
 import requests
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from issuer import Issuer, Key, encoded
-from server import ROOT, Server
+from support.server import ROOT, Server
 
 from app import create_app
 from settings import Settings
+from testbed.issuer import Issuer, Key, encoded
 
 SECRET = "a secret of more than 32 bytes, for tests"
 ISSUER, AUDIENCE = "https://issuer.example/", "api"

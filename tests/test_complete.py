@@ -1,7 +1,7 @@
 """PATCH /api/{user_id}/tasks/{task_id}/complete"""
 
 import pytest
-from server import User
+from support.server import User
 
 
 @pytest.mark.parametrize(

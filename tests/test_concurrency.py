@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
-from server import Server, User, new_database
+from support.server import Server, User, new_database
 
 CLIENTS = 16
 

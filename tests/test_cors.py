@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from server import Server, User
+from support.server import Server, User
 
 LISTED = "http://localhost:3000"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from server import User
+from support.server import User
 
 FIELDS = ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]
 

@@ -1,6 +1,6 @@
 """DELETE /api/{user_id}/tasks/{task_id}"""
 
-from server import User
+from support.server import User
 
 
 def test_a_deleted_task_is_gone(user: User) -> None:

@@ -25,7 +25,7 @@ import requests
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import validate
 from ruamel.yaml import YAML
-from server import ROOT, Server, new_database
+from support.server import ROOT, Server, new_database
 
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 APP_JSON = json.loads((ROOT / "app.json").read_text())

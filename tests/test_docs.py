@@ -7,7 +7,7 @@ from uuid import uuid4
 import marshmallow as ma
 import pytest
 import requests
-from server import Server, User
+from support.server import Server, User
 
 from resources import TaskSchema
 

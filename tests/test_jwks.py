@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from issuer import Issuer, Key
-from server import Server
+from support.server import Server
 from werkzeug.exceptions import ServiceUnavailable
 
-import jwks
-from jwks import KeySet
+from auth import jwks
+from auth.jwks import KeySet
+from testbed.issuer import Issuer, Key
 
 HTML = b"<!doctype html><title>Sign in</title>"
 

@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 from uuid import uuid4
 
 import pytest
-from server import Server, User, change_by_hand, fill
+from support.server import Server, User, change_by_hand, fill
 
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 TITLES = [

@@ -21,9 +21,9 @@ import jwt
 import psycopg2
 import pytest
 import requests
-from server import APPLIED, MIGRATIONS, ROOT, Server, User, change_by_hand, new_database
+from support.server import APPLIED, MIGRATIONS, ROOT, Server, User, change_by_hand, new_database
 
-from postgres import SCHEMA_LOCK
+from database.postgres import SCHEMA_LOCK
 
 SGR = re.compile(r"\x1b\[\d+m")
 TIME = r"\d\d:\d\d:\d\d"
@@ -370,10 +370,10 @@ def test_a_database_of_before_finds_the_dotted_and_the_dotless_i(
     """As the first migration alone made it, with what was folded without a care for them."""
     before = tmp_path / "before"
     before.mkdir()
-    shutil.copy(ROOT / "migrations" / "0001_task.py", before)
+    shutil.copy(ROOT / "database" / "migrations" / "0001_task.py", before)
     (tmp_path / "old.py").write_text(
-        "import app, database\ncreate_app = app.create_app\n"
-        f"database.MIGRATIONS = {str(before)!r}\n"
+        "import app, database.base\ncreate_app = app.create_app\n"
+        f"database.base.MIGRATIONS = {str(before)!r}\n"
     )
     texts = ["İstanbul", "IŞIK ışık", "Izmir", "i\u0307 İ"]
     arguments = ("--chdir", str(tmp_path))

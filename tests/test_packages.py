@@ -6,13 +6,30 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import distributions
+from pathlib import Path
 from types import ModuleType
 
-from server import ROOT
+import pytest
+from support.server import ROOT
 
 # They come with a virtual environment.
 INSTALLERS = {"pip", "setuptools", "wheel"}
+PACKAGES = ("auth", "database", "server", "web")
 FILES = sorted(ROOT.glob("*.py"))
+FILES += sorted(file for package in PACKAGES for file in (ROOT / package).glob("*.py"))
+# The direction of imports: a part, and the parts that it may know.
+IMPORTS = {
+    "app": {"auth", "cli", "database", "resources", "server", "settings", "web"},
+    "cli": {"auth", "database", "server", "settings"},
+    "resources": {"auth", "models", "web"},
+    "models": {"database"},
+    "gunicorn.conf": {"server", "settings"},
+    "settings": set(),
+    "auth": {"settings"},
+    "database": set(),
+    "server": {"settings"},
+    "web": {"server", "settings"},
+}
 # Named with an underscore, and part of the package's public interface by its own documentation.
 DOCUMENTED = {
     "_connect": "Peewee, to open a connection in another way than its driver",
@@ -48,8 +65,32 @@ def taken() -> set[str]:
     return used - own
 
 
+def name_of(file: Path) -> str:
+    """The name of the file's module, such as `web.openapi`."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def modules() -> Iterator[ModuleType]:
-    return (import_module(file.stem) for file in FILES if file.stem.isidentifier())
+    return (import_module(name_of(file)) for file in FILES if file.stem.isidentifier())
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules of the application that a file imports, by their full names."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        yield from (name for name in names if name.partition(".")[0] in IMPORTS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_run_one_way_and_through_the_front_door(file: Path) -> None:
+    name = name_of(file)
+    part = name if name in IMPORTS else name.partition(".")[0]
+    others = {module for module in imported(file) if module.partition(".")[0] != part}
+    assert others <= IMPORTS[part]
 
 
 def overridden() -> set[str]:
@@ -60,7 +101,7 @@ def overridden() -> set[str]:
             if ours.__module__ == module.__name__:
                 defined = {name for name, part in vars(ours).items() if inspect.isfunction(part)}
                 for base in ours.__mro__[1:]:
-                    if base.__module__ not in {file.stem for file in FILES}:
+                    if base.__module__ not in set(map(name_of, FILES)):
                         names |= set(filter(is_private, defined & vars(base).keys()))
     return names
 

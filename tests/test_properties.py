@@ -7,7 +7,7 @@ from uuid import uuid4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
-from server import Server, User
+from support.server import Server, User
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 TITLES = TEXT.map(lambda text: text[:500]).filter(str.strip)

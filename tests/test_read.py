@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from server import User
+from support.server import User
 
 
 def test_a_task_reads_back_equal(user: User) -> None:

@@ -4,7 +4,7 @@ import json
 from uuid import uuid4
 
 import pytest
-from server import Server, User
+from support.server import Server, User
 
 JSON = b"Content-Type: application/json\r\n"
 MAX = 128 * 1024

@@ -15,7 +15,7 @@ from schemathesis import Case, HookContext
 from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
-from server import ROOT, Server
+from support.server import ROOT, Server
 
 from resources import NO_CURSOR
 

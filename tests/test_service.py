@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from server import Server, User, new_database
+from support.server import Server, User, new_database
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/ready/"])

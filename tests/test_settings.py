@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from server import ROOT
+from support.server import ROOT
 
 import settings
 

@@ -1,7 +1,7 @@
 """PUT and PATCH /api/{user_id}/tasks/{task_id}"""
 
 import pytest
-from server import User, change_by_hand
+from support.server import User, change_by_hand
 
 both = pytest.mark.parametrize("method", ["PUT", "PATCH"])
 

@@ -10,9 +10,9 @@ from uuid import uuid4
 import jwt
 import pytest
 import requests
-from faults.network import eventually
 from playwright.sync_api import Browser, BrowserContext, Locator, expect
-from server import Server, User
+from support.network import eventually
+from support.server import Server, User
 
 SECRET = "a secret of more than 32 bytes, for tests"
 SMALL = {"WEB_CONCURRENCY": "1", "THREADS": "5"}

@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 import pytest
 from playwright.sync_api import Browser, Page
-from server import Server, User
+from support.server import Server, User
 
 SECRET = "a secret of more than 32 bytes, for tests"
 SMALL = {"WEB_CONCURRENCY": "1", "THREADS": "5"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import requests
 from clients.node import EXAMPLE, HERE, SECRET, Tools
-from server import Server
+from support.server import Server
 
 
 @pytest.fixture(scope="session")

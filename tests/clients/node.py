@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from server import ROOT
+from support.server import ROOT
 
 HERE = Path(__file__).parent
 EXAMPLE = ROOT / "examples" / "typescript"

@@ -14,7 +14,7 @@ import jwt
 import pytest
 import requests
 from clients.node import EXAMPLE, SECRET, Tools
-from server import Server, User
+from support.server import Server, User
 
 LINE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/\S+) (\d{3})")
 CAST = re.compile(r"\bas\b|\bany\b|[\w)\]]!(?!=)|@ts-|<\w+>\w")

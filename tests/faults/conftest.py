@@ -8,7 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from faults.network import PASSWORD, Cluster, Network, free_port
+from support.network import Network
+
+from testbed.cluster import PASSWORD, Cluster, free_port
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,10 @@ import psutil
 import psycopg2
 import pytest
 import requests
-from faults.network import Cluster, eventually
-from server import Server, User
+from support.network import eventually
+from support.server import Server, User
+
+from testbed.cluster import Cluster
 
 HEAD = b"POST /api/slow/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

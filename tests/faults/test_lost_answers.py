@@ -5,8 +5,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from faults.network import Cluster, Network
-from server import Server, User
+from support.network import Network
+from support.server import Server, User
+
+from testbed.cluster import Cluster
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from faults.network import Cluster
-from server import Server, User, fill, new_database
+from support.server import Server, User, fill, new_database
+
+from testbed.cluster import Cluster
 
 CLIENTS, REQUESTS, WARM = 8, 100_000, 20_000
 TAGS, GROWTH_MB = 800, 6

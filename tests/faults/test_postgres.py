@@ -13,10 +13,11 @@ from uuid import uuid4
 import psycopg2
 import pytest
 import requests
-from faults.network import PASSWORD, Cluster, Load, Network, eventually
-from server import MIGRATIONS, Server, User
+from support.network import Load, Network, eventually
+from support.server import MIGRATIONS, Server, User
 
-from postgres import SCHEMA_LOCK
+from database.postgres import SCHEMA_LOCK
+from testbed.cluster import PASSWORD, Cluster
 
 KILL = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity

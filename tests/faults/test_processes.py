@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from faults.network import Cluster, Load, Network, eventually
-from server import ROOT, Server
+from support.network import Load, Network, eventually
+from support.server import ROOT, Server
+
+from testbed.cluster import Cluster
 
 
 @pytest.fixture

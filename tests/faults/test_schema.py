@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from faults.network import Cluster, eventually
-from server import ROOT, Server, User, change_by_hand
+from support.network import eventually
+from support.server import ROOT, Server, User, change_by_hand
+
+from testbed.cluster import Cluster
 
 SLOW_MIGRATION = """
 import time
@@ -37,12 +39,12 @@ def with_a_slow_migration(folder: Path) -> str:
     """The application in `folder`, with one migration more, which takes 10 seconds."""
     migrations = folder / "migrations"
     migrations.mkdir(parents=True)
-    for file in (ROOT / "migrations").glob("*.py"):
+    for file in (ROOT / "database" / "migrations").glob("*.py"):
         (migrations / file.name).write_text(file.read_text())
     (migrations / "9999_slow.py").write_text(SLOW_MIGRATION)
     (folder / "slow.py").write_text(
-        "from pathlib import Path\nimport app, database\n"
-        f"database.MIGRATIONS = Path({str(migrations)!r})\ncreate_app = app.create_app\n"
+        "from pathlib import Path\nimport app, database.base\n"
+        f"database.base.MIGRATIONS = Path({str(migrations)!r})\ncreate_app = app.create_app\n"
     )
     return "slow:create_app()"
 

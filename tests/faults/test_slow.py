@@ -11,8 +11,10 @@ from pathlib import Path
 import psycopg2
 import pytest
 import requests
-from faults.network import Cluster, Load, Network, eventually
-from server import Server, User
+from support.network import Load, Network, eventually
+from support.server import Server, User
+
+from testbed.cluster import Cluster
 
 SLOTS = 32
 RUNNING = """

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from faults.network import Load, eventually
-from server import Server, User, change_by_hand
+from support.network import Load, eventually
+from support.server import Server, User, change_by_hand
 
-from sqlite import Sqlite
+from database.sqlite import Sqlite
 
 FULL = 2
 

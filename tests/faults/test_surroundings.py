@@ -16,10 +16,11 @@ import psutil
 import psycopg2
 import pytest
 import requests
-from faults.network import PASSWORD, Cluster, Load, Network, eventually
-from server import Server, User
+from support.network import Load, Network, eventually
+from support.server import Server, User
 
-from postgres import Postgres
+from database.postgres import Postgres
+from testbed.cluster import PASSWORD, Cluster
 
 
 def quiet(server: Server) -> None:
@@ -223,7 +224,8 @@ def test_connections_are_closed_when_they_are_not_used(
     tmp_path: Path, cluster: Cluster, database: str, network: Network, idle: float
 ) -> None:
     (tmp_path / "short.py").write_text(
-        f"import app, postgres\npostgres.IDLE_S = {idle}\ncreate_app = app.create_app\n"
+        f"import app, database.postgres\ndatabase.postgres.IDLE_S = {idle}\n"
+        "create_app = app.create_app\n"
     )
     options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
     with Server(tmp_path, app="short:create_app()", **options) as server:

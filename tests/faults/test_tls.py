@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.network import Cluster
-from issuer import Issuer, Key
-from server import APPLIED, ROOT, Server, User
+from support.server import APPLIED, ROOT, Server, User
+
+from testbed.cluster import Cluster
+from testbed.issuer import Issuer, Key
 
 # Puts the folder $0 in the place of $1, for the command behind them alone.
 WITH_FOLDER = 'mount --bind "$0" "$1" && shift && exec "$@"'

@@ -10,7 +10,7 @@ from flask import current_app, request
 from jwt import PyJWK
 from werkzeug.exceptions import Forbidden, HTTPException, Unauthorized
 
-from jwks import KeySet
+from auth.jwks import KeySet
 from settings import Settings
 
 # RFC 6750, section 2.1, and RFC 9110, section 11.1: the scheme in any case.

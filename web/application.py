@@ -1,0 +1,68 @@
+"""Flask, adapted to this API."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from flask import Flask, Response, request
+from flask.json.provider import JSONProvider
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+
+from server import log_request
+
+FOLDER = Path(__file__).parent
+# A terminal shows the prompt behind it on a line of its own.
+NEWLINE = orjson.OPT_APPEND_NEWLINE
+
+
+class Application(Flask):
+    """Flask, to which a slash at the end of a path is nothing, and which logs every request."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "app", template_folder=FOLDER / "templates", static_folder=FOLDER / "static"
+        )
+        self.json = OrjsonProvider(self)
+        self.config["SEND_FILE_MAX_AGE_DEFAULT"] = 3600
+        self.url_map.merge_slashes = False
+        self.before_request(refuse_other_spellings)
+
+    def wsgi_app(self, environ: Any, start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        if path.endswith("/") and path != "/":
+            environ["PATH_INFO"] = path[:-1]
+        return super().wsgi_app(environ, log_request(environ, start_response))
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """All of them are; Flask would find that out a dozen times a request."""
+        return func
+
+
+class OrjsonProvider(JSONProvider):
+    """Flask's JSON by orjson."""
+
+    def dumps(self, obj: Any, **_: Any) -> str:
+        return orjson.dumps(obj).decode()
+
+    def loads(self, s: str | bytes, **_: Any) -> Any:
+        return orjson.loads(s)
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        body = orjson.dumps(args[0] if args else kwargs, option=NEWLINE)
+        return Response(body, mimetype="application/json")
+
+
+def refuse_other_spellings() -> None:
+    """Keep apart what Werkzeug takes for the same.
+
+    Raises NotFound for a path that is not UTF-8, since two of them would be one user, and
+    MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
+    """
+    path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]
+    if method != request.method and request.url_rule:
+        raise MethodNotAllowed(sorted(request.url_rule.methods or ()))
+    try:
+        path.isascii() or path.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        raise NotFound from error

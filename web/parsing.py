@@ -1,0 +1,79 @@
+"""A request's body and query, read strictly."""
+
+from typing import Any, ClassVar, NoReturn
+from urllib.parse import parse_qsl
+
+import marshmallow as ma
+import orjson
+from flask import Request
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+
+from settings import MAX_BODY
+from web.problems import Invalid
+
+BODY_MESSAGES = {"type": "Expected a JSON object."}
+
+
+class BodySchema(ma.Schema):
+    """The shape of a JSON body; fields that it does not know are ignored."""
+
+    optional: ClassVar[bool] = False
+    error_messages = BODY_MESSAGES
+
+    class Meta:
+        unknown = ma.EXCLUDE
+
+
+class StrictParser(FlaskParser):
+    """webargs takes a body that is not JSON for an empty one; this parser refuses it."""
+
+    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+        """Raises BadRequest, RequestEntityTooLarge or UnsupportedMediaType."""
+        body = read_body(req)
+        if not body:
+            if isinstance(schema, BodySchema) and schema.optional:
+                return {}
+            raise BadRequest("The body is missing: expected a JSON object.")
+        encoding = req.headers.get("Content-Encoding", "").lower()
+        if not req.is_json or encoding not in {"", "identity"}:
+            raise UnsupportedMediaType
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise BadRequest(f"The body is not JSON in UTF-8: {place}.") from error
+
+    def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, str]:
+        """Bytes that are not UTF-8 stay in the values as surrogates, for the fields to refuse."""
+        query = req.query_string.decode(errors="surrogateescape")
+        return dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
+
+    def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
+        """Raises Invalid."""
+        (errors,) = error.messages_dict.values()
+        if whole := errors.pop(ma.exceptions.SCHEMA, None):
+            raise Invalid({"body": whole}, " ".join(whole)) from error
+        raise Invalid(errors) from error
+
+
+def read_body(request: Request) -> bytes:
+    """All of the body, which is read before it is judged.
+
+    Past Werkzeug's stream, which costs more than all that is done with the body then. Raises
+    BadRequest if the client sent less than it announced, or RequestEntityTooLarge.
+    """
+    length = request.content_length
+    if length is None and not request.environ.get("wsgi.input_terminated"):
+        return b""
+    if (length or 0) > MAX_BODY:
+        raise RequestEntityTooLarge
+    try:
+        body: bytes = request.environ["wsgi.input"].read(MAX_BODY + 1 if length is None else length)
+    except Exception as error:  # Whatever the server at hand raises for a broken chunk.
+        raise BadRequest("The body was cut short.") from error
+    if len(body) > MAX_BODY:
+        raise RequestEntityTooLarge
+    if length not in {None, len(body)}:
+        raise BadRequest("The body was cut short.")
+    return body
