@@ -18,7 +18,7 @@ from werkzeug.routing import BaseConverter
 
 import auth
 import models
-from models import Cursor, Tagged
+from models import Cursor, StoredTask
 from web import Blueprint, BodySchema, Invalid
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -240,8 +240,8 @@ class TaskQuerySchema(ma.Schema):
     )
     limit = Digits(
         1,
-        models.MAX_PAGE,
-        metadata={"description": "How many tasks at most.", "default": models.MAX_PAGE},
+        models.MAX_LIMIT,
+        metadata={"description": "How many tasks at most.", "default": models.MAX_LIMIT},
     )
     cursor = CursorField(
         metadata={
@@ -328,7 +328,7 @@ class Tasks(MethodView):
             state.update(link.encode())
             response.headers["Link"] = link
         response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
-        return unless_known(response)
+        return not_modified_if_known(response)
 
     @tasks.operation("createTask", headers=("Idempotency-Key",), also=(404, 413, 415, 422, 503))
     @tasks.doc(responses={201: {"links": LINKS}})
@@ -345,11 +345,11 @@ class Tasks(MethodView):
 
         With an `Idempotency-Key` this can be repeated without harm.
         """
-        created, is_new = models.create_task(user_id, **body, key=idempotency_key())
-        response = tagged(created)
+        created, is_new = models.create_task(user_id, body, key=idempotency_key())
+        response = task_response(created)
         if is_new:
             response.status_code = 201
-            response.headers["Location"] = f"{quote(request.path)}/{created.task['id']}"
+            response.headers["Location"] = f"{quote(request.path)}/{created.fields['id']}"
         else:
             response.headers["Idempotent-Replayed"] = "true"
         return response
@@ -364,7 +364,7 @@ class TaskById(MethodView):
 
         A task of another user is not found, as one that does not exist.
         """
-        return unless_known(tagged(models.get_task(user_id, task_id)))
+        return not_modified_if_known(task_response(models.get_task(user_id, task_id)))
 
     @tasks.operation("updateTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
     @tasks.arguments(TaskUpdateSchema())
@@ -374,7 +374,7 @@ class TaskById(MethodView):
 
         Fields that are absent stay as they are, as with PATCH; `{}` changes nothing.
         """
-        return tagged(models.update_task(user_id, task_id, body, expected=if_match()))
+        return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
 
     @tasks.operation("patchTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
     @tasks.doc(
@@ -387,7 +387,7 @@ class TaskById(MethodView):
 
         A JSON merge patch (RFC 7396): `{"description": null}` removes the description.
         """
-        return tagged(models.update_task(user_id, task_id, body, expected=if_match()))
+        return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
 
     @tasks.operation("deleteTask", headers=("If-Match",), also=(404, 412, 503))
     @tasks.response(200, MessageSchema)
@@ -411,18 +411,18 @@ class TaskCompletion(MethodView):
         Without a body, or with `{}`, this flips `completed`. `{"completed": true}` sets it, which
         can be repeated without harm.
         """
-        changed = models.update_task(user_id, task_id, body, flips=not body, expected=if_match())
-        return tagged(changed)
+        changed = models.update_task(user_id, task_id, body, toggles=not body, expected=if_match())
+        return task_response(changed)
 
 
-def tagged(tagged: Tagged) -> Response:
+def task_response(task: StoredTask) -> Response:
     """The answer that shows a task."""
-    response = jsonify(tagged.task)
-    response.headers["ETag"] = f'"{tagged.revision}"'
+    response = jsonify(task.fields)
+    response.headers["ETag"] = f'"{task.revision}"'
     return response
 
 
-def unless_known(response: Response) -> Response:
+def not_modified_if_known(response: Response) -> Response:
     """`response`, or a 304 if the client has the state that its tag names (RFC 9110, 13.1.2)."""
     tag = response.headers["ETag"].strip('"')
     if "If-None-Match" in request.headers and request.if_none_match.contains_weak(tag):

@@ -37,7 +37,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self._file: Identity = None
         self._log: Identity = None
         self._opened = threading.local()
-        self.register_function(later, "later", 2)
+        self.register_function(next_timestamp, "next_timestamp", 2)
         sqlite3.register_adapter(list, json.dumps)  # For json_each().
 
     def connect(self, reuse_if_open: bool = False) -> bool:
@@ -127,7 +127,7 @@ def identity(file: str) -> Identity:
     return found.st_dev, found.st_ino
 
 
-def later(now: str, before: str) -> str:
+def next_timestamp(now: str, before: str) -> str:
     """`now`, or the microsecond after `before` if that is later; all as RFC 3339 text."""
     if now > before:
         return now
