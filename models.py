@@ -231,7 +231,9 @@ def select_page(
         where.append(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
     limit: Node = Parameter("limit")
     if measured:
-        size: ColumnBase = SQL("190")  # Of the other fields, their names and the punctuation, at least.
+        size: ColumnBase = SQL(
+            "190"
+        )  # Of the other fields, their names and the punctuation, at least.
         for text in TEXTS:
             size += size_of(text)
         so_far = fn.SUM(size).over(

@@ -137,45 +137,22 @@ class CursorField(ma.fields.String):
         return cursor
 
 
-class TaskSchema(ma.Schema):
-    """A task, always with all of its fields."""
-
-    id = ma.fields.UUID(required=True, metadata={"example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"})
-    user_id = ma.fields.String(required=True, metadata={"example": "alice"})
-    title = ma.fields.String(required=True, metadata={"example": "Buy milk"})
-    description = ma.fields.String(
-        required=True,
-        allow_none=True,
-        metadata={"example": "Two bottles", "description": "null stands for none."},
-    )
-    completed = ma.fields.Boolean(required=True, metadata={"example": False})
-    created_at = ma.fields.AwareDateTime(
-        required=True, metadata={"example": "2026-01-31T09:30:00.000000Z"}
-    )
-    updated_at = ma.fields.AwareDateTime(
-        required=True, metadata={"example": "2026-01-31T09:30:00.000000Z"}
-    )
-
-
-TITLE: dict[str, Any] = {
-    "validate": length(500, least=1),
-    "metadata": {
-        "description": "Stripped of the white space around it.",
-        "pattern": NOT_BLANK,
-        "example": "Buy milk",
-    },
-}
-
-
 class TaskUpdateSchema(BodySchema):
-    """What to change; a field that is absent stays as it is."""
+    """The fields to change; the others keep their values."""
 
-    title = Stripped(**TITLE)
+    title = Stripped(
+        validate=length(500, least=1),
+        metadata={
+            "description": "White space around it is removed.",
+            "pattern": NOT_BLANK,
+            "example": "Buy milk",
+        },
+    )
     description = Text(
         allow_none=True,
         validate=length(5000),
         metadata={
-            "description": "null stands for none.",
+            "description": "null if there is none.",
             "pattern": STORABLE,
             "example": "Two bottles",
         },
@@ -186,7 +163,20 @@ class TaskUpdateSchema(BodySchema):
 class TaskCreateSchema(TaskUpdateSchema):
     """A new task."""
 
-    title = Stripped(required=True, **TITLE)
+    required_fields = ("title",)
+
+
+class TaskSchema(TaskUpdateSchema):
+    """A task, always with all of its fields."""
+
+    id = ma.fields.UUID(metadata={"example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"})
+    user_id = ma.fields.String(metadata={"example": "alice"})
+    created_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
+    updated_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
+    required_fields = models.SHOWN
+
+    class Meta:
+        fields = models.SHOWN
 
 
 class TaskCompletionSchema(BodySchema):
@@ -292,6 +282,7 @@ tasks = Blueprint(
     url_prefix="/api/<user_id:user_id>/tasks",
     description="The tasks of one user.",
     guard=auth.authorize,
+    errors=(404, 503),
 )
 service = Blueprint("service", __name__, description="Is it there, and can it work?")
 
@@ -310,7 +301,7 @@ def refuse_impossible_ids() -> None:
 
 @tasks.route("")
 class Tasks(MethodView):
-    @tasks.operation("listTasks", headers=("If-None-Match",), also=(304, 404, 422, 503))
+    @tasks.operation("listTasks", "If-None-Match")
     @tasks.arguments(TaskQuerySchema(), location="query")
     @tasks.response(200, TaskSchema(many=True), headers={"ETag": "ETag", "Link": "Link"})
     def get(self, query: dict[str, Any], user_id: str) -> Response:
@@ -330,7 +321,7 @@ class Tasks(MethodView):
         response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
         return not_modified_if_known(response)
 
-    @tasks.operation("createTask", headers=("Idempotency-Key",), also=(404, 413, 415, 422, 503))
+    @tasks.operation("createTask", "Idempotency-Key")
     @tasks.doc(responses={201: {"links": LINKS}})
     @tasks.arguments(TaskCreateSchema())
     @tasks.response(201, TaskSchema, headers={"ETag": "ETag", "Location": "Location"})
@@ -357,7 +348,7 @@ class Tasks(MethodView):
 
 @tasks.route("/<task_id:task_id>", parameters=[TASK_ID])
 class TaskById(MethodView):
-    @tasks.operation("getTask", headers=("If-None-Match",), also=(304, 404, 503))
+    @tasks.operation("getTask", "If-None-Match")
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def get(self, user_id: str, task_id: str) -> Response:
         """Get a task
@@ -366,7 +357,7 @@ class TaskById(MethodView):
         """
         return not_modified_if_known(task_response(models.get_task(user_id, task_id)))
 
-    @tasks.operation("updateTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
+    @tasks.operation("updateTask", "If-Match")
     @tasks.arguments(TaskUpdateSchema())
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def put(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
@@ -376,7 +367,7 @@ class TaskById(MethodView):
         """
         return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
 
-    @tasks.operation("patchTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
+    @tasks.operation("patchTask", "If-Match")
     @tasks.doc(
         requestBody={"content": {"application/merge-patch+json": {"schema": TaskUpdateSchema}}}
     )
@@ -389,7 +380,7 @@ class TaskById(MethodView):
         """
         return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
 
-    @tasks.operation("deleteTask", headers=("If-Match",), also=(404, 412, 503))
+    @tasks.operation("deleteTask", "If-Match")
     @tasks.response(200, MessageSchema)
     def delete(self, user_id: str, task_id: str) -> Response:
         """Delete a task
@@ -402,7 +393,7 @@ class TaskById(MethodView):
 
 @tasks.route("/<task_id:task_id>/complete", parameters=[TASK_ID])
 class TaskCompletion(MethodView):
-    @tasks.operation("completeTask", headers=("If-Match",), also=(404, 412, 413, 415, 422, 503))
+    @tasks.operation("completeTask", "If-Match")
     @tasks.arguments(TaskCompletionSchema(), required=False)
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
@@ -466,7 +457,7 @@ def health() -> Response:
 
 
 @service.route("/ready")
-@service.operation("getReadiness", also=(503,))
+@service.operation("getReadiness", errors=(503,))
 @service.response(200, StatusSchema)
 def ready() -> Response:
     """Is the database there, too?

@@ -39,7 +39,6 @@ DOCUMENTED = {
 # No public way leads there: flask-smorest is pinned, and test_docs.py sees what an upgrade moves.
 NEEDED = {
     "_app": "flask-smorest, the application while an Api registers its components",
-    "_init_spec": "flask-smorest, plugins of apispec",
     "_prepare_doc_cbks": "flask-smorest, documents what else an operation has",
     "_register_etag_headers": "flask-smorest, whose headers are not ours",
     "_register_pagination_header": "flask-smorest, whose header is not ours",

@@ -57,27 +57,39 @@ TOKEN_PROBLEMS = (401, 403)
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """Documents, next to what smorest knows, each header and each error of an operation."""
+    """Documents each header and each error of an operation, beside what smorest documents."""
 
     ARGUMENTS_PARSER = StrictParser()
 
     def __init__(
-        self, *arguments: Any, guard: Callable[[], None] | None = None, **options: Any
+        self,
+        *arguments: Any,
+        guard: Callable[[], None] | None = None,
+        errors: tuple[int, ...] = (),
+        **options: Any,
     ) -> None:
-        """`guard` runs before every operation, to refuse whoever may not call."""
+        """Make a blueprint of which each operation can have these `errors`.
+
+        `guard` runs before every operation, to refuse whoever may not call it.
+        """
         super().__init__(*arguments, **options)
+        self._errors = errors
         self._guarded = guard is not None
         if guard:
             self.before_request(guard)
         self._prepare_doc_cbks.append(self._prepare_operation_doc)
 
     def operation(
-        self, name: str, *, headers: tuple[str, ...] = (), also: tuple[int, ...] = ()
+        self, name: str, *headers: str, errors: tuple[int, ...] = ()
     ) -> Callable[[View], View]:
-        """Name an operation, the request headers it reads and the other statuses it may have."""
+        """Name an operation, the request headers it reads, and errors that do not follow from it.
+
+        From what it takes follow 401 and 403 (a guard), 304 (If-None-Match), 412 (If-Match), 413
+        and 415 (a body), and 422 (a body or a query).
+        """
 
         def document(view: View) -> View:
-            view.__dict__.setdefault("_apidoc", {})["operation"] = (name, headers, also)
+            view.__dict__.setdefault("_apidoc", {})["operation"] = (name, headers, errors)
             return view
 
         return document
@@ -85,13 +97,23 @@ class Blueprint(flask_smorest.Blueprint):
     def _prepare_operation_doc(
         self, doc: dict[str, Any], doc_info: dict[str, Any], *, app: Flask, **_: Any
     ) -> dict[str, Any]:
-        doc["operationId"], headers, statuses = doc_info["operation"]
-        doc["security"] = []
-        if self._guarded and app.extensions["auth"]:
-            doc["security"] = [{"bearer": []}]
-            statuses += TOKEN_PROBLEMS
-        doc.setdefault("parameters", []).extend([*headers, "X-Request-ID"])
-        for status in (400, *statuses, 500):
+        doc["operationId"], headers, errors = doc_info["operation"]
+        parameters = doc.setdefault("parameters", [])
+        takes_body, takes_query = "requestBody" in doc, bool(parameters)
+        is_guarded = self._guarded and bool(app.extensions["auth"])
+        possible = {
+            401: is_guarded,
+            403: is_guarded,
+            304: "If-None-Match" in headers,
+            412: "If-Match" in headers,
+            413: takes_body,
+            415: takes_body,
+            422: takes_body or takes_query,
+        }
+        doc["security"] = [{"bearer": []}] if is_guarded else []
+        parameters.extend([*headers, "X-Request-ID"])
+        statuses = {status for status, is_possible in possible.items() if is_possible}
+        for status in sorted(statuses | {400, 500, *self._errors, *errors}):
             doc["responses"][status] = response_name(status)
         for response in doc["responses"].values():
             if isinstance(response, dict):
@@ -116,11 +138,11 @@ class Api(flask_smorest.Api):
     ERROR_SCHEMA = problems.ProblemSchema
     DEFAULT_ERROR_RESPONSE_NAME = None
 
+    def __init__(self, app: Flask) -> None:
+        super().__init__(app, spec_kwargs={"extra_plugins": [Docstrings()]})
+
     def handle_http_exception(self, error: HTTPException) -> Response:
         return problems.answer(error)
-
-    def _init_spec(self, **options: Any) -> None:
-        super()._init_spec(extra_plugins=[Docstrings()], **options)
 
     def _register_etag_headers(self) -> None:
         """Nothing: ours are among the headers below."""

@@ -1,5 +1,6 @@
 """A request's body and query, read strictly."""
 
+from collections.abc import Collection
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
@@ -16,13 +17,19 @@ BODY_MESSAGES = {"type": "Expected a JSON object."}
 
 
 class BodySchema(ma.Schema):
-    """The shape of a JSON body; fields that it does not know are ignored."""
+    """The shape of a JSON object; fields that it does not know are ignored."""
 
+    required_fields: ClassVar[Collection[str]] = ()
+    # Whether a request may do without a body.
     optional: ClassVar[bool] = False
     error_messages = BODY_MESSAGES
 
     class Meta:
         unknown = ma.EXCLUDE
+
+    def on_bind_field(self, field_name: str, field_obj: ma.fields.Field[Any]) -> None:
+        if field_name in self.required_fields:
+            field_obj.required = True
 
 
 class StrictParser(FlaskParser):

@@ -3,7 +3,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import flask
-from apispec import APISpec, BasePlugin
+from apispec import APISpec
 from marshmallow import Schema
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
@@ -48,8 +48,7 @@ class Api:
     spec: APISpec
     _app: flask.Flask
 
-    def __init__(self, app: flask.Flask) -> None: ...
-    def _init_spec(self, *, extra_plugins: Sequence[BasePlugin], **options: Any) -> None: ...
+    def __init__(self, app: flask.Flask, *, spec_kwargs: Mapping[str, Any] = ...) -> None: ...
     def register_blueprint(
         self, blp: Blueprint, *, parameters: Sequence[Mapping[str, Any]] = ...
     ) -> None: ...
