@@ -1,4 +1,4 @@
-"""The application: its parts, wired. Served by `gunicorn 'app:create_app()'`."""
+"""The application and its parts, in the order in which a request meets them."""
 
 import logging
 
@@ -15,13 +15,12 @@ from settings import VERSION, Settings, read_settings
 from web import Api, Application, allow_origins, docs
 
 DESCRIPTION = """\
-Every user has a list of tasks. The path names the user, who sees these tasks and no others.
+A multi-user to-do list API. The path names the user; each user sees only their own tasks.
 
-Nothing is made twice and no change is lost: a create with an `Idempotency-Key` can be sent again,
-and a write with the task's `ETag` as `If-Match` overwrites nobody else's.
+Creates are idempotent: send an `Idempotency-Key`, and a retry creates nothing. Updates use
+optimistic locking: send the task's `ETag` as `If-Match`, and a change by somebody else is a 412.
 
-A request that fails is answered with `application/problem+json` (RFC 9457), whose `detail` is for
-people.
+Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 """
 
 log = logging.getLogger("tasks.app")
@@ -30,7 +29,7 @@ log = logging.getLogger("tasks.app")
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the application from `settings`, or from the environment.
 
-    It starts without its database, too. Raises InvalidSetting.
+    The application starts even while its database is down. Raises InvalidSetting.
     """
     settings = settings or read_settings()
     configure_logging(settings.log_level)
@@ -61,7 +60,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def register_api(app: Flask) -> None:
-    """The operations and their OpenAPI document."""
+    """Register the operations and their OpenAPI document."""
     smorest = Api(app)
     for converter in (resources.UserIdConverter, resources.TaskIdConverter):
         smorest.register_converter(converter, lambda converter: converter.schema)
@@ -70,9 +69,9 @@ def register_api(app: Flask) -> None:
 
 
 def connect(settings: Settings) -> TaskDatabase:
-    """The database, and its schema brought up to date if it is there.
+    """Open the database and bring its schema up to date.
 
-    Not for a command: few need a database. `flask run` does it with the first request.
+    Commands skip the schema: few need a database. `flask run` makes it with the first request.
     """
     database: TaskDatabase
     if settings.database_url.startswith("sqlite:///"):
@@ -83,7 +82,9 @@ def connect(settings: Settings) -> TaskDatabase:
         try:
             database.await_schema()
         except ServiceUnavailable:
-            log.warning("started without the database; its schema is made as soon as it is there")
+            log.warning(
+                "started without the database; its schema is made as soon as it can be reached"
+            )
         except ForeignTable as error:
             database.refusal = str(error)
     return database

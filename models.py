@@ -25,7 +25,7 @@ from peewee import (
 )
 from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import Answer, Dialect, Parameter, Read, TaskDatabase, fetch_all, statement
+from database import Dialect, Parameter, Read, Result, TaskDatabase, fetch_all, statement
 
 MAX_LIMIT = 10_000
 # A page ends at about this size. So many tasks are serialized at once.
@@ -123,7 +123,7 @@ class Part(NamedTuple):
     has_more: bool
 
 
-def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **values: Any) -> Answer:
+def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **values: Any) -> Result:
     """Send a variant of one of the statements below, with its values."""
     database: TaskDatabase = current_app.extensions["database"]
     return database.send(query(database, *variant), values, read)
@@ -392,7 +392,7 @@ def update_task(
         return found
     changes = with_derived(body)
     revision = new_revision()
-    answer = send(
+    result = send(
         update,
         tuple(sorted(changes)),
         toggles,
@@ -403,7 +403,7 @@ def update_task(
         expected=[*(expected or ()), revision],  # A retry finds its own.
         **changes,
     )
-    for row in answer.rows:
+    for row in result.rows:
         return to_stored(user_id, row)
     raise not_found_or_conflict(user_id, task_id, expected)
 
@@ -418,10 +418,10 @@ def delete_task(user_id: str, task_id: str, *, expected: list[str] | None = None
 
     A retried delete that finds no task counts as done: most likely its earlier try deleted it.
     """
-    answer = send(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
-    if not answer.rows:
+    result = send(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
+    if not result.rows:
         error = not_found_or_conflict(user_id, task_id, expected)
-        if not (answer.resent and isinstance(error, NotFound)):
+        if not (result.was_retried and isinstance(error, NotFound)):
             raise error
 
 

@@ -1,4 +1,4 @@
-"""The shapes that the API takes and gives, and its operations."""
+"""The schemas of what the API accepts and returns, and its operations."""
 
 import hashlib
 import re
@@ -24,10 +24,11 @@ from web import Blueprint, BodySchema, Invalid
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
-# `storable`, and with more than white space, to which Python counts more than ECMAScript does.
+# As regular expressions for clients: `storable`, and not blank. The characters that ECMAScript does
+# not count as white space, but Python does, are named.
 STORABLE = r"^[^\x00]*$"
 NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
-# What a client is told about a value, in the words of this API.
+# Validation messages, in place of the libraries' own.
 NO_CURSOR = "Not a cursor of this list: take it from the Link header."
 MESSAGES: ErrorMessages = {"required": "Must be sent.", "null": "Must not be null."}
 TEXT_MESSAGES = MESSAGES | {"invalid": "Must be a string."}
@@ -36,8 +37,8 @@ NO_NUMBER = "Must be a whole number from {min:,} to {max:,}."
 NO_CHOICE = "Must be one of: {choices}."
 TOO_SHORT = "Shorter than minimum length {min}."
 TOO_LONG = "Longer than maximum length {max}."
-# The revision of no task.
-NOWHERE = "00000000-0000-0000-0000-000000000000"
+# An id that is never given to a task.
+UNUSED_ID = "00000000-0000-0000-0000-000000000000"
 
 
 class UserIdConverter(BaseConverter):
@@ -62,7 +63,7 @@ class TaskIdConverter(BaseConverter):
 
 
 def storable(text: str) -> None:
-    """What both databases can hold: valid UTF-8 without NUL. Raises ValidationError."""
+    """Refuse what a database cannot store: NUL and invalid UTF-8. Raises ValidationError."""
     if "\0" in text:
         raise ma.ValidationError("Must not contain a NUL character.")
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
@@ -70,20 +71,20 @@ def storable(text: str) -> None:
 
 
 class Text(ma.fields.String):
-    """Any text."""
+    """Any string."""
 
     default_error_messages = TEXT_MESSAGES
 
 
 class Stripped(Text):
-    """Text without the white space around it."""
+    """A string, from which leading and trailing white space is removed."""
 
     def _deserialize(self, value: Any, *arguments: Any, **options: Any) -> str:
         return super()._deserialize(value, *arguments, **options).strip()
 
 
 class StrictBoolean(ma.fields.Boolean):
-    """true or false, where marshmallow takes 0, 1 and "yes" as well."""
+    """A JSON boolean. Marshmallow's own field also accepts 0, 1 and "yes"."""
 
     default_error_messages = BOOLEAN_MESSAGES
 
@@ -94,7 +95,7 @@ class StrictBoolean(ma.fields.Boolean):
 
 
 class Digits(ma.fields.Integer):
-    """A number in decimal digits, where int() takes "1_000", " 5" and "٣" as well."""
+    """A number in decimal digits. int() also accepts "1_000", " 5" and "٣"."""
 
     def __init__(self, least: int, most: int, **options: Any) -> None:
         words = NO_NUMBER.format(min=least, max=most)
@@ -108,7 +109,7 @@ class Digits(ma.fields.Integer):
 
 
 def length(most: int, *, least: int = 0) -> list[Callable[[Any], Any]]:
-    """What a text of so many characters has to pass."""
+    """The validators of a string of `least` to `most` characters."""
     shortest = [Length(min=least, error=TOO_SHORT)] if least else []
     return [storable, *shortest, Length(max=most, error=TOO_LONG)]
 
@@ -180,69 +181,65 @@ class TaskSchema(TaskUpdateSchema):
 
 
 class TaskCompletionSchema(BodySchema):
-    """Nothing, to flip; or the value to set."""
+    """An empty body toggles; `completed` sets."""
 
     optional = True
     completed = StrictBoolean(metadata={"example": True})
 
 
 class MessageSchema(ma.Schema):
-    """What was done."""
+    """What the server did."""
 
     message = ma.fields.String(required=True, metadata={"example": "Task deleted successfully"})
 
 
 class StatusSchema(ma.Schema):
-    """All is well."""
+    """The server works."""
 
     status = ma.fields.String(required=True, metadata={"example": "ok"})
 
 
 class TaskQuerySchema(ma.Schema):
-    """Which tasks to list, and in which order."""
+    """The filters and the order of a list."""
 
     status = Text(
         validate=one_of("all", "pending", "completed"),
         metadata={
-            "description": "Only the tasks still to do, or only those done.",
+            "description": "Only pending tasks, or only completed ones.",
             "default": "all",
         },
     )
     search = Text(
         validate=length(200, least=1),
         metadata={
-            "description": "Only tasks with this text in title or description, in upper or lower"
-            " case. No character has a special meaning.",
+            "description": "Only tasks whose title or description contains this text. Case does not"
+            " matter; there are no wildcards.",
             "pattern": STORABLE,
         },
     )
     sort = Text(
         validate=one_of("created", "updated", "title"),
         metadata={
-            "description": "What to sort by: a time, or the first 100 characters of the title in"
-            " lower case.",
+            "description": "The sort key: the time of creation, of the last update, or the title"
+            " (lower case, first 100 characters).",
             "default": "created",
         },
     )
     order = Text(
         validate=one_of("asc", "desc"),
-        metadata={"description": "The smallest first, or the largest.", "default": "asc"},
+        metadata={"description": "Ascending or descending.", "default": "asc"},
     )
     limit = Digits(
         1,
         models.MAX_LIMIT,
-        metadata={"description": "How many tasks at most.", "default": models.MAX_LIMIT},
+        metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
     )
     cursor = CursorField(
         metadata={
-            "description": "Where to go on, as the address in the header `Link` has it.",
+            "description": "The position to continue from, taken from the header `Link`.",
             "minLength": 1,
         }
     )
-
-    def load(self, data: Any, **options: Any) -> Any:
-        """As marshmallow does, which takes its time even over an empty query."""
-        return super().load(data, **options) if data else {}
 
     @ma.validates_schema
     def cursor_belongs_to_this_order(self, query: dict[str, Any], **_: Any) -> None:
@@ -258,17 +255,17 @@ PATH_PARAMETERS = [
     {
         "in": "path",
         "name": "user_id",
-        "description": "Whose tasks: any name or id without a slash or control character.",
+        "description": "The owner of the tasks: any text without slashes and control characters.",
         "example": "alice",
     }
 ]
 TASK_ID = {
     "in": "path",
     "name": "task_id",
-    "description": "The `id` that the task was given when it was created.",
+    "description": "The `id` of the task.",
     "example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d",
 }
-# Where a new task is found, for whoever follows OpenAPI links.
+# OpenAPI links from a new task to the operations on it.
 LINKS = {
     operation: {
         "operationId": operation,
@@ -284,18 +281,18 @@ tasks = Blueprint(
     guard=auth.authorize,
     errors=(404, 503),
 )
-service = Blueprint("service", __name__, description="Is it there, and can it work?")
+service = Blueprint("service", __name__, description="Liveness and readiness.")
 
 
 @tasks.before_request
 def refuse_impossible_ids() -> None:
-    """Raises NotFound for an id that no task can have, before the database is asked.
+    """Raise NotFound for an id that no task can have, without asking the database.
 
-    A preflight passes all the same: without it, a browser would not show the error to the page.
+    A preflight passes: otherwise a browser would hide the error from the page.
     """
     if request.method == "OPTIONS" or not request.view_args:
         return
-    if request.view_args.get("task_id", NOWHERE) is None:
+    if request.view_args.get("task_id", UNUSED_ID) is None:
         raise NotFound(models.NO_SUCH_TASK)
 
 
@@ -307,9 +304,9 @@ class Tasks(MethodView):
     def get(self, query: dict[str, Any], user_id: str) -> Response:
         """List a user's tasks
 
-        In order of creation, unless another order is asked for. A page ends at its limit or at
-        about 8 MB. When more follow, the header `Link` has the address of the next page; whoever
-        follows it sees every task once, whatever is written meanwhile.
+        Without parameters: all tasks, oldest first. A page ends at `limit` or at about 8 MB. If
+        there are more tasks, the header `Link` has the URL of the next page. Following the links
+        returns every task exactly once, even while tasks are created, changed or deleted.
         """
         page = models.list_tasks(user_id, **query)
         response = Response(page.body, mimetype="application/json")
@@ -334,7 +331,7 @@ class Tasks(MethodView):
     def post(self, body: dict[str, Any], user_id: str) -> Response:
         """Create a task
 
-        With an `Idempotency-Key` this can be repeated without harm.
+        With an `Idempotency-Key` the request can be retried safely: it never creates a second task.
         """
         created, is_new = models.create_task(user_id, body, key=idempotency_key())
         response = task_response(created)
@@ -353,7 +350,7 @@ class TaskById(MethodView):
     def get(self, user_id: str, task_id: str) -> Response:
         """Get a task
 
-        A task of another user is not found, as one that does not exist.
+        The task of another user is a 404, like a task that does not exist.
         """
         return not_modified_if_known(task_response(models.get_task(user_id, task_id)))
 
@@ -363,7 +360,7 @@ class TaskById(MethodView):
     def put(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
         """Update a task
 
-        Fields that are absent stay as they are, as with PATCH; `{}` changes nothing.
+        Changes the fields in the body and keeps the others, like PATCH. `{}` changes nothing.
         """
         return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
 
@@ -374,7 +371,7 @@ class TaskById(MethodView):
     @tasks.arguments(TaskUpdateSchema())
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
-        """Change some fields of a task
+        """Update some fields of a task
 
         A JSON merge patch (RFC 7396): `{"description": null}` removes the description.
         """
@@ -385,7 +382,7 @@ class TaskById(MethodView):
     def delete(self, user_id: str, task_id: str) -> Response:
         """Delete a task
 
-        A second time it is a 404.
+        Deleting it again is a 404.
         """
         models.delete_task(user_id, task_id, expected=if_match())
         return jsonify(message="Task deleted successfully")
@@ -397,24 +394,24 @@ class TaskCompletion(MethodView):
     @tasks.arguments(TaskCompletionSchema(), required=False)
     @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
     def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
-        """Complete a task, or take that back
+        """Toggle or set completion
 
-        Without a body, or with `{}`, this flips `completed`. `{"completed": true}` sets it, which
-        can be repeated without harm.
+        Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
+        be retried safely.
         """
         changed = models.update_task(user_id, task_id, body, toggles=not body, expected=if_match())
         return task_response(changed)
 
 
 def task_response(task: StoredTask) -> Response:
-    """The answer that shows a task."""
+    """The response with a task and its ETag."""
     response = jsonify(task.fields)
     response.headers["ETag"] = f'"{task.revision}"'
     return response
 
 
 def not_modified_if_known(response: Response) -> Response:
-    """`response`, or a 304 if the client has the state that its tag names (RFC 9110, 13.1.2)."""
+    """Turn `response` into a 304 if If-None-Match names its ETag (RFC 9110, section 13.1.2)."""
     tag = response.headers["ETag"].strip('"')
     if "If-None-Match" in request.headers and request.if_none_match.contains_weak(tag):
         response.status_code = 304
@@ -423,7 +420,7 @@ def not_modified_if_known(response: Response) -> Response:
 
 
 def if_match() -> list[str] | None:
-    """The revisions that the client accepts, None for any. Weak tags count as strong ones."""
+    """The revisions in If-Match, or None for any. A weak tag counts as its strong one."""
     if "If-Match" not in request.headers or request.if_match.star_tag:
         return None
     tags = request.if_match.as_set(include_weak=True)
@@ -431,7 +428,7 @@ def if_match() -> list[str] | None:
 
 
 def idempotency_key() -> str | None:
-    """The request's key, or None. Raises Invalid."""
+    """The Idempotency-Key, or None. Raises Invalid."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise Invalid({"Idempotency-Key": ["Must be 1 to 255 printable ASCII characters."]})
@@ -439,7 +436,7 @@ def idempotency_key() -> str | None:
 
 
 def next_page(query: dict[str, Any], cursor: Cursor) -> str:
-    """The same list from `cursor` on, relative to this address (RFC 8288, section 3.1)."""
+    """The URL of the page after `cursor`, relative to this host (RFC 8288, section 3.1)."""
     text = f"{cursor.sort} {cursor.order} {cursor.id} {cursor.key}"
     value = urlsafe_b64encode(text.encode()).decode().rstrip("=")
     return f"{quote(request.path)}?{urlencode({**query, 'cursor': value}, quote_via=quote)}"
@@ -449,9 +446,9 @@ def next_page(query: dict[str, Any], cursor: Cursor) -> str:
 @service.operation("getHealth")
 @service.response(200, StatusSchema)
 def health() -> Response:
-    """Is the server there?
+    """Check liveness
 
-    Never asks the database, so that one that sleeps is not woken.
+    Never asks the database, so a sleeping database stays asleep.
     """
     return jsonify(status="ok")
 
@@ -460,9 +457,9 @@ def health() -> Response:
 @service.operation("getReadiness", errors=(503,))
 @service.response(200, StatusSchema)
 def ready() -> Response:
-    """Is the database there, too?
+    """Check readiness
 
-    Asks it for a sign of life, and so wakes one that sleeps.
+    Sends one statement to the database, which wakes a sleeping one.
     """
     models.ping()
     return jsonify(status="ok")

@@ -1,4 +1,4 @@
-"""What both databases share: bounds on waiting, and the schema before the first statement."""
+"""What both databases share: deadlines, slots, and the schema before the first statement."""
 
 import logging
 import math
@@ -16,10 +16,10 @@ from playhouse.migrations import Runner
 from werkzeug.exceptions import ServiceUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# For all that a request does in the database, and for how long it waits for a schema change.
+# How long a request may take in the database, and how long it waits for a schema upgrade.
 REQUEST_S, SCHEMA_WAIT_S = 8.0, 4.0
-# Threads that stay out of the database, so that they can refuse what it has no slot for.
-RESERVE = 4
+# The threads of a worker without a slot: they refuse requests while the database has all others.
+RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database cannot be reached. Nothing has changed. Try again soon."
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
 FOREIGN_TABLE = (
@@ -28,64 +28,63 @@ FOREIGN_TABLE = (
 )
 
 log = logging.getLogger("tasks.database")
-waiting = threading.local()
-Result = TypeVar("Result")
-
-
-# From the driver's cursor to what becomes of it.
+current = threading.local()  # Its `deadline` is that of the request in this thread.
+T = TypeVar("T")
+# Makes the result of a statement from the driver's cursor.
 Read = Callable[[Any], Any]
 
 
-def fetch_all(cursor: Any) -> Any:
-    return cursor.fetchall()
-
-
 class ForeignTable(Exception):
-    """The database has a table of our name that this service did not make."""
+    """The database has a table `task` that this service did not make."""
 
 
-class Answer(NamedTuple):
-    """What was read of a statement, and whether an earlier answer to it was lost on the way."""
+class Result(NamedTuple):
+    """What was read of a statement, and whether the response to an earlier try was lost."""
 
     rows: Any
-    resent: bool = False
+    was_retried: bool = False
+
+
+def fetch_all(cursor: Any) -> Any:
+    """Read all rows of a driver's cursor."""
+    return cursor.fetchall()
 
 
 class TaskDatabase(peewee.Database):
     """A database that many threads send statements to."""
 
-    # How long to wait for a slot when none of those who have one gets done.
+    # How long to wait for a slot while no other request releases one.
     slot_wait_s = 0.25
     # Where the tables are; None where a database has no schemas.
     schema: str | None = None
-    # Why the start is to stop, if it is.
+    # Why the server must not start, if there is a reason.
     refusal = ""
 
     def __init__(self, *arguments: Any, threads: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._number_of_slots = threads - RESERVE
-        self._begin()
+        self._number_of_slots = threads - RESERVED_THREADS
+        self._reset()
         # Gunicorn's --preload makes the application before it forks the workers.
-        os.register_at_fork(after_in_child=self._begin)
+        os.register_at_fork(after_in_child=self._reset)
 
-    def _begin(self) -> None:
-        """Set up what no two processes can share."""
+    def _reset(self) -> None:
+        """Make what two processes cannot share."""
         self._slots = threading.BoundedSemaphore(self._number_of_slots)
         self._upgrade_lock = threading.Lock()
         self._upgrade: Future[list[str]] | None = None
         self._upgrade_started = 0.0
         self._schema_is_current = False
-        self._left_at = 0.0
+        self._released_at = 0.0
 
-    def send(self, sql: str, values: Mapping[str, Any], read: Read = fetch_all) -> Answer:
-        """Send one statement, in autocommit, with `values` for its named parameters.
+    def send(self, sql: str, values: Mapping[str, Any], read: Read = fetch_all) -> Result:
+        """Send one statement in autocommit, with `values` for its named parameters.
 
-        `read` makes what is wanted of the driver's cursor: all rows need not be there at once.
-        Raises ServiceUnavailable when the database cannot be reached in time. A statement that
-        writes may be sent more than once: it has to be one that happens once all the same.
+        `read` makes the result from the driver's cursor. A statement may be sent more than once: a
+        write must recognize its earlier try. Raises ServiceUnavailable if the database cannot be
+        reached in time.
         """
-        with within(REQUEST_S):
-            self._enter()
+        with time_limit(REQUEST_S):
+            self._acquire_slot()
             try:
                 if not self._schema_is_current:
                     self.await_schema()
@@ -93,43 +92,43 @@ class TaskDatabase(peewee.Database):
             except ForeignTable as error:
                 raise unavailable(error) from error
             finally:
-                self._left_at = monotonic()
+                self._released_at = monotonic()
                 self._slots.release()
 
-    def _enter(self) -> None:
-        """Wait for a slot, but only while others leave theirs: else all threads hang here."""
+    def _acquire_slot(self) -> None:
+        """Wait for a slot while other requests release theirs. Otherwise all threads would wait."""
         while not self._slots.acquire(timeout=self.slot_wait_s):
-            if monotonic() - self._left_at >= self.slot_wait_s or not time_left():
+            if monotonic() - self._released_at >= self.slot_wait_s or not time_left():
                 raise unavailable("every connection is busy")
 
     def await_schema(self) -> None:
-        """Wait for a schema that is up to date; a thread without a deadline brings it there.
+        """Wait until a thread of its own, without a deadline, has brought the schema up to date.
 
-        One thread at a time, SCHEMA_WAIT_S seconds at most. Raises ServiceUnavailable.
+        Waits for SCHEMA_WAIT_S at most. Raises ServiceUnavailable.
         """
         with self._upgrade_lock:
             if self._upgrade is None or self._upgrade.done():
                 self._upgrade, self._upgrade_started = in_background(self.migrate), monotonic()
             upgrade = self._upgrade
-        patience = self._upgrade_started + SCHEMA_WAIT_S - monotonic()
+        wait_s = self._upgrade_started + SCHEMA_WAIT_S - monotonic()
         try:
-            upgrade.result(max(0.0, min(patience, time_left())))
+            upgrade.result(max(0.0, min(wait_s, time_left())))
         except TimeoutError as error:
             raise unavailable("the schema is being upgraded", UPGRADING) from error
 
     def qualify(self, sql: str) -> str:
-        """`sql` with the schema of the table: a pooled connection has anybody's search_path."""
+        """Name the table's schema in `sql`: a pooler may leave any search_path on a connection."""
         return sql.replace('"task"', f'"{self.schema}"."task"') if self.schema else sql
 
     def migrate(self) -> list[str]:
-        """Apply the migrations that this database has not seen, and name them.
+        """Apply the migrations that this database does not have, and return their names.
 
         Raises ServiceUnavailable, or ForeignTable.
         """
         with self._schema_lock():
             runner = Runner(self, str(MIGRATIONS), schema=self.schema)
             status = runner.status()
-            # Not without need: it creates its own table, for which some users have no right.
+            # `up` creates the runner's own table, for which some database users have no right.
             if all(migration.applied for migration in status):
                 names: list[str] = []
             else:
@@ -141,21 +140,21 @@ class TaskDatabase(peewee.Database):
         self._schema_is_current = True
         return names
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Answer:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Result:
         raise NotImplementedError
 
     def _has(self, table: str) -> bool:
-        """Whether there is something of this name where the tables are."""
+        """Whether the database has a table or a view of this name."""
         raise NotImplementedError
 
     def _schema_lock(self) -> AbstractContextManager[None]:
-        """Keep out every other process that starts at this moment."""
+        """Keep every other process from migrating at the same time."""
         raise NotImplementedError
 
 
-def in_background(work: Callable[[], Result]) -> Future[Result]:
-    """Run `work` in a thread that does not keep the process from stopping."""
-    future: Future[Result] = Future()
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """Run `work` in a daemon thread, which does not keep the process from stopping."""
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
@@ -168,24 +167,24 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Bound how long this thread waits for a server inside; an outer bound stays in force."""
-    outer = getattr(waiting, "until", math.inf)
-    waiting.until = min(outer, monotonic() + seconds)
+def time_limit(seconds: float) -> Iterator[None]:
+    """Bound how long this thread waits for a server; an outer limit stays in force."""
+    outer = getattr(current, "deadline", math.inf)
+    current.deadline = min(outer, monotonic() + seconds)
     try:
         yield
     finally:
-        waiting.until = outer
+        current.deadline = outer
 
 
 def time_left() -> float:
-    """Seconds until the bound of `within`; none are left if it has passed."""
-    return max(0.0, getattr(waiting, "until", math.inf) - monotonic())
+    """Seconds until the deadline of `time_limit`, at least 0."""
+    return max(0.0, getattr(current, "deadline", math.inf) - monotonic())
 
 
 def unavailable(reason: object, detail: str = NOTHING_CHANGED) -> ServiceUnavailable:
-    """The 503 that tells the client `detail`; `reason` goes to the log alone."""
+    """Log `reason`, and make a 503 with `detail`, which is all that the client sees."""
     if isinstance(reason, UnicodeDecodeError):
-        reason = reason.object.decode(errors="replace")  # A message of the server, as it came.
+        reason = reason.object.decode(errors="replace")  # The server's message.
     log.warning("database unavailable: %s", str(reason).strip().partition("\n")[0])
     return ServiceUnavailable(detail, retry_after=1)

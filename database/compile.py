@@ -1,4 +1,4 @@
-"""Peewee queries as SQL with named parameters, compiled once."""
+"""Peewee queries, compiled once to SQL with named parameters."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -10,7 +10,7 @@ from database.base import TaskDatabase
 
 
 class Parameter(Node):
-    """A value that is known only when the statement is sent; the driver finds it by its name."""
+    """A named parameter, whose value the driver inserts when the statement is sent."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,21 +31,21 @@ class Dialect(ColumnBase):
 
 
 def for_postgres(context: Context) -> bool:
-    """Whether the SQL is being written for PostgreSQL: the mark that its driver takes tells."""
+    """Whether the SQL is written for PostgreSQL, whose driver has `%s` for a parameter."""
     return bool(context.state.param == "%s")
 
 
 def statement(build: Callable[..., Node]) -> Callable[..., str]:
-    """Turn the function of a query into one of its SQL, which takes the database first.
+    """Turn a function that builds a query into one that returns its SQL for a database.
 
-    Each combination of arguments is compiled once: in Peewee that is a third of a query's cost.
+    Each combination of arguments is compiled once: in Peewee that is a third of a query's CPU.
     """
 
-    @lru_cache(maxsize=256)  # Far more than the combinations that there are.
+    @lru_cache(maxsize=256)  # More than there are combinations.
     def compiled(database: TaskDatabase, *variant: Any) -> str:
         sql, values = database.get_sql_context().sql(build(*variant)).query()
         if values:
-            raise TypeError(f"a value stands in the statement where a Parameter should: {values}")
+            raise TypeError(f"the statement has values where it should have Parameters: {values}")
         return database.qualify(str(sql))
 
     return compiled

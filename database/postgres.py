@@ -1,4 +1,4 @@
-"""PostgreSQL behind any network: every wait has an end, and a lost statement is sent again."""
+"""PostgreSQL: every wait has a deadline, and a statement whose connection is lost is retried."""
 
 import math
 import select
@@ -18,26 +18,26 @@ from psycopg2 import errors, extensions
 
 from database.base import (
     NOTHING_CHANGED,
-    Answer,
     Read,
+    Result,
     TaskDatabase,
     in_background,
     time_left,
+    time_limit,
     unavailable,
-    within,
 )
 
-# For a connection, for a statement in the server, and for what the network adds to that.
+# The longest time to connect, of a statement in the server, and of the network around it.
 CONNECT_S, STATEMENT_S, NETWORK_S = 5.0, 4.0, 1.0
-# With less time than this left, nothing is begun any more.
-ENOUGH_S = 2 * NETWORK_S
-# The sleep before a statement is sent again: a random part of the first, then of twice as much.
-FIRST_SLEEP_S, LONGEST_SLEEP_S = 0.002, 1.0
-# How long a connection stays open unused. The last one stays.
+# With less time left than this, nothing is sent.
+LEAST_S = 2 * NETWORK_S
+# The sleep before a retry is a random part of this, which doubles with each retry.
+FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
+# How long an idle connection stays open. The last one is never closed.
 IDLE_S = 60.0
-# Any number will do, as long as every instance takes the same one.
+# The number of the advisory lock; every server uses the same one.
 SCHEMA_LOCK = 0x7461736B
-# Peewee has psycopg2 make objects of UUIDs, whose text is all that is needed here.
+# Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
 CANCELED = "The database took too long. Nothing has changed. Try again soon."
@@ -45,39 +45,38 @@ UNKNOWN = (
     "The database cannot be reached. The change may or may not have been made, at most once."
     " Try again soon."
 )
-# What psycopg2 raises when something outside is wrong: a server whose messages are not UTF-8 makes
-# it a UnicodeError.
+# What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
-OUR_FAULTS = (
+STATEMENT_ERRORS = (
     psycopg2.DataError,
     psycopg2.IntegrityError,
     psycopg2.NotSupportedError,
     psycopg2.ProgrammingError,
 )
-# Somebody may have restored the database to a time before its schema.
-SCHEMA_FAULTS = (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName)
+# The tables are missing, for instance after the database was restored to an earlier time.
+SCHEMA_ERRORS = (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName)
 
-# Idle connections, each with the moment since which it is; the one used last comes first.
+# Idle connections, each with the time since which it is idle. The last one is used first.
 Stack = list[tuple[float, extensions.connection]]
 
 
 class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
-    """A stack of connections, as many as were needed at once: few are open, and these are warm."""
+    """A stack of connections: as many as were needed at once, and the last one is used first."""
 
     def __init__(self, url: str, schema: str, threads: int) -> None:
         super().__init__(url, threads=threads)
         self.schema = schema
         self._parameters = extensions.parse_dsn(url)
-        extensions.set_wait_callback(wait)
+        extensions.set_wait_callback(wait_for_server)
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _reset(self) -> None:
+        super()._reset()
         self._stack: Stack = []
         self._closes_idle = False
         self._lookup: Future[dict[str, str]] | None = None
 
     def _connect(self) -> extensions.connection:
-        with within(min(CONNECT_S, time_left() - ENOUGH_S)):
+        with time_limit(min(CONNECT_S, time_left() - LEAST_S)):
             connection = psycopg2.connect(
                 extensions.make_dsn(self.database, **self._addresses()),
                 client_encoding="UTF8",
@@ -94,9 +93,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         return connection
 
     def _addresses(self) -> dict[str, str]:
-        """The addresses of the hosts in the URL; libpq itself resolves names without a deadline.
+        """Look up the hosts of the URL within the deadline, which libpq itself does not have.
 
-        One lookup at a time: a resolver that is silent holds one thread. Raises DRIVER_ERRORS.
+        One lookup runs at a time, so a silent resolver holds one thread. Raises DRIVER_ERRORS.
         """
         lookup = self._lookup
         if lookup is None or lookup.done():
@@ -104,18 +103,18 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         try:
             return lookup.result(min(CONNECT_S, time_left()))
         except TimeoutError as error:
-            raise psycopg2.OperationalError("the resolver did not answer in time") from error
+            raise psycopg2.OperationalError("the resolver did not respond in time") from error
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Answer:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Result:
         is_write = not sql.startswith("SELECT")
-        unanswered = was_demoted = False
+        is_lost_write = was_demoted = False
         failure: Exception | None = None
         for _ in attempts():
             try:
-                stack, connection = self._take(is_delete=sql.startswith("DELETE"))
+                stack, connection = self._pop(is_delete=sql.startswith("DELETE"))
             except DRIVER_ERRORS as error:
                 failure = error
-                self.slot_wait_s = 0.0  # In an outage no others wait for those who do.
+                self.slot_wait_s = 0.0  # In an outage, no request waits for a slot.
                 continue
             try:
                 rows = execute(connection, sql, values, read)
@@ -123,42 +122,42 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 failure = error
                 if is_lost(connection, error):
                     self._discard(stack, connection)
-                    unanswered |= is_write
+                    is_lost_write |= is_write
                     if is_write and isinstance(error, DeadlinePassed):
-                        break  # It may still be running, and must not run twice.
+                        break  # It may still run in the server: it must not be sent again.
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
                     self._discard(stack, connection)
                     was_demoted = True
                 else:
-                    self._keep(stack, connection)
+                    self._push(stack, connection)
                     if not isinstance(error, extensions.TransactionRollbackError):
-                        self._schema_is_current &= not isinstance(error, SCHEMA_FAULTS)
-                        if is_our_fault(error):
+                        self._schema_is_current &= not isinstance(error, SCHEMA_ERRORS)
+                        if is_wrong_statement(error):
                             raise
                         break
             else:
-                self._keep(stack, connection)
-                return Answer(rows, resent=unanswered)
+                self._push(stack, connection)
+                return Result(rows, was_retried=is_lost_write)
         canceled = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
-        raise unavailable(failure, UNKNOWN if unanswered else canceled) from failure
+        raise unavailable(failure, UNKNOWN if is_lost_write else canceled) from failure
 
-    def _take(self, *, is_delete: bool) -> tuple[Stack, extensions.connection]:
-        """The stack, and a connection of it, or a new one. Raises DRIVER_ERRORS.
+    def _pop(self, *, is_delete: bool) -> tuple[Stack, extensions.connection]:
+        """Take a connection from the stack, or open one. Raises DRIVER_ERRORS.
 
-        Every statement but a DELETE can be sent on a connection that is dead: sent again, it knows
-        what it has done. Where a DELETE finds nothing, the first one may have been it.
+        A dead connection costs a retry, which every statement but a DELETE recognizes. So before a
+        DELETE the socket is checked: the server closes a connection with a message.
         """
         while stack := self._stack:
             try:
                 _, connection = stack.pop()
-            except IndexError:  # Another thread has it.
+            except IndexError:  # Another thread took the last one.
                 break
-            if not (is_delete and has_input(connection)):  # Then the server has said goodbye.
+            if not (is_delete and has_input(connection)):
                 return stack, connection
             self._discard(stack, connection)
         return stack, self._connect()
 
-    def _keep(self, stack: Stack, connection: extensions.connection) -> None:
+    def _push(self, stack: Stack, connection: extensions.connection) -> None:
         self.slot_wait_s = TaskDatabase.slot_wait_s
         stack.append((monotonic(), connection))
         if len(stack) > 1 and not self._closes_idle:
@@ -168,16 +167,16 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             timer.start()
 
     def _close_idle(self) -> None:
-        """Close what nobody has used for IDLE_S; come back as long as there is more than one."""
+        """Close connections that were idle for IDLE_S, again and again while there are several."""
         stack, until = self._stack, monotonic() - IDLE_S
         self._closes_idle = False
-        with suppress(IndexError):  # Other threads take connections at the same time.
+        with suppress(IndexError):  # Other threads use the stack at the same time.
             while len(stack) > 1 and stack[0][0] <= until:
                 stack.pop(0)[1].close()
-            self._keep(stack, stack.pop()[1])
+            self._push(stack, stack.pop()[1])
 
     def _discard(self, stack: Stack, lost: extensions.connection) -> None:
-        """Begin a new stack: none of those that are as old as the lost one is used again."""
+        """Close a lost connection, and start a new stack: the others are as old as it."""
         lost.close()
         if self._stack is stack:
             self._stack = []
@@ -189,7 +188,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
         try:
-            # Read committed, to see what the one before has done while this one was waiting.
+            # Read committed, to see what another server did while this one waited.
             with self.atomic("READ COMMITTED"):
                 self.execute_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
                 self.execute_sql("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
@@ -205,36 +204,36 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
 
 class DeadlinePassed(psycopg2.OperationalError):
-    """The server, or the network before it, was silent for too long."""
+    """The server or the network did not respond in time."""
 
 
 def attempts() -> Iterator[None]:
-    """Again and again until the bound of `within`, each time after a random sleep that grows."""
+    """Repeat until the deadline, after a random sleep that grows."""
     longest = FIRST_SLEEP_S
-    while time_left() > ENOUGH_S:
+    while time_left() > LEAST_S:
         yield
         sleep(random() * longest)
-        longest = min(2 * longest, LONGEST_SLEEP_S)
+        longest = min(2 * longest, MAX_SLEEP_S)
 
 
 def execute(
     connection: extensions.connection, sql: str, values: Mapping[str, Any], read: Read
 ) -> Any:
-    """What is read of a statement that the server ends by itself, before the client stops waiting.
+    """Send a statement with its timeout, so that the server cancels it before the client gives up.
 
-    Both commands are one simple query, which is one implicit transaction: nothing of it stays in a
-    pooled connection. https://www.postgresql.org/docs/current/protocol-flow.html
+    Both commands are one simple query and so one transaction: the setting does not stay on a pooled
+    connection. https://www.postgresql.org/docs/current/protocol-flow.html
     """
     seconds = min(STATEMENT_S, time_left() - NETWORK_S)
-    with within(seconds + NETWORK_S), connection.cursor() as cursor:
+    with time_limit(seconds + NETWORK_S), connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}; {sql}", values)
         return read(cursor)
 
 
 def addresses(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The hosts of a connection with the address of each, as libpq takes them: three lists.
+    """Resolve the hosts of a connection: libpq's `host`, `hostaddr` and `port`, as lists.
 
-    Nothing where there is no name to look up. Raises OSError.
+    Empty if there is no name to resolve. Raises OSError.
     """
     hosts = parameters.get("host", "").split(",")
     ports = parameters.get("port", "").split(",")
@@ -263,11 +262,11 @@ def is_name(host: str) -> bool:
     return bool(host) and host[0] not in "/@"
 
 
-def wait(connection: extensions.connection) -> None:
-    """Wait for the server, also while connecting, but not beyond the bound of `within`.
+def wait_for_server(connection: extensions.connection) -> None:
+    """Wait for the server until the deadline, also while connecting.
 
-    libpq has no such bound: its connect_timeout counts for nothing against a peer that acknowledges
-    and stays silent. https://www.psycopg.org/docs/extensions.html
+    libpq's connect_timeout does not end the wait for a peer that accepts and stays silent.
+    https://www.psycopg.org/docs/extensions.html
     """
     while (state := connection.poll()) != extensions.POLL_OK:
         poll = select.poll()
@@ -276,18 +275,18 @@ def wait(connection: extensions.connection) -> None:
         )
         left = time_left()
         if not poll.poll(None if left == math.inf else left * 1000):
-            raise DeadlinePassed("no answer in time")
+            raise DeadlinePassed("no response in time")
 
 
 def has_input(connection: extensions.connection) -> bool:
-    """Whether something lies unread in an idle connection's socket."""
+    """Whether the socket of an idle connection has unread bytes."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
 def is_lost(connection: extensions.connection, error: Exception) -> bool:
-    """Whether the connection is gone, and with it the answer.
+    """Whether the connection is lost, and the response with it.
 
     57P: the server is going down or coming up; 08: a connection exception.
     https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -300,8 +299,8 @@ def is_lost(connection: extensions.connection, error: Exception) -> bool:
     )
 
 
-def is_our_fault(error: Exception) -> bool:
-    """Whether the statement is wrong, and not somebody's change of the database or our rights."""
-    return isinstance(error, OUR_FAULTS) and not isinstance(
-        error, (*SCHEMA_FAULTS, errors.InsufficientPrivilege)
+def is_wrong_statement(error: Exception) -> bool:
+    """Whether the statement itself is wrong, not the schema or the rights of the user."""
+    return isinstance(error, STATEMENT_ERRORS) and not isinstance(
+        error, (*SCHEMA_ERRORS, errors.InsufficientPrivilege)
     )

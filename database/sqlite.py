@@ -1,4 +1,4 @@
-"""SQLite: a file, for a laptop and for tests."""
+"""SQLite, for a laptop and for tests."""
 
 import fcntl
 import json
@@ -13,16 +13,16 @@ from typing import Any
 
 import peewee
 
-from database.base import REQUEST_S, Answer, Read, TaskDatabase, unavailable
+from database.base import REQUEST_S, Read, Result, TaskDatabase, unavailable
 
-# The device and the number of a file, or None where there is none.
-Identity = tuple[int, int] | None
+# The device and the inode of a file, or None if it does not exist.
+FileIdentity = tuple[int, int] | None
 
 
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
-    """One writer at a time, in a queue that is fair, and many readers."""
+    """Many readers, and one writer at a time from a fair queue."""
 
-    slot_wait_s = REQUEST_S / 2  # No network is in between that could swallow an answer.
+    slot_wait_s = REQUEST_S / 2  # There is no network that could lose a response.
 
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(
@@ -33,31 +33,31 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             field_types={"TIMESTAMPTZ": "TEXT"},
         )
         self._writing = threading.Lock()
-        # Which file is worked on, and which one is its log; and which one a thread has open.
-        self._file: Identity = None
-        self._log: Identity = None
+        # The database's file, its write-ahead log, and the file that a thread has open.
+        self._file: FileIdentity = None
+        self._log: FileIdentity = None
         self._opened = threading.local()
         self.register_function(next_timestamp, "next_timestamp", 2)
         sqlite3.register_adapter(list, json.dumps)  # For json_each().
 
     def connect(self, reuse_if_open: bool = False) -> bool:
         file = self._file
-        # Before it is opened: SQLite would write what the log of the file before holds into it.
+        # Checked before it is opened: SQLite would write an older file's log into a new one.
         if file:
-            self._expect(file)
+            self._check_file(file)
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
-        self._log = identity(f"{self.database}-wal")
+        self._log = file_identity(f"{self.database}-wal")
         self._opened.file = file
         return connected
 
-    def _expect(self, file: Identity) -> None:
-        """Raises OperationalError if the name now leads to another file than the one known."""
-        if identity(self.database) != file:
+    def _check_file(self, file: FileIdentity) -> None:
+        """Raise OperationalError if `file` was removed or replaced."""
+        if file_identity(self.database) != file:
             raise sqlite3.OperationalError("the file was removed or replaced")
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Answer:
-        # SQLite's own queue of writers is a poll with growing pauses, in which some starve.
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Result:
+        # SQLite's own waiting for the lock is polling, in which some writers starve.
         writes = not sql.startswith("SELECT")
         if writes and not self._writing.acquire(timeout=REQUEST_S / 2):
             raise unavailable("the file is busy")
@@ -66,11 +66,11 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 self.close()
             named = {**values, "now": rfc3339(datetime.now(UTC))}
             connection = self.connection()
-            # Before, too: what has just been opened can be a file that has just come.
-            self._expect(self._opened.file)
+            # Checked before, too: the connection may have opened a file that is new.
+            self._check_file(self._opened.file)
             rows = read(connection.execute(sql, named))
-            self._expect(self._opened.file)
-            return Answer(rows)
+            self._check_file(self._opened.file)
+            return Result(rows)
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             self.close()
             self._schema_is_current = False  # It may be another file by now.
@@ -89,14 +89,17 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     def _schema_lock(self) -> Iterator[None]:
         self.close()
         try:
-            with locked(Path(self.database).parent):
+            with folder_lock(Path(self.database).parent):
                 log = f"{self.database}-wal"
-                if self._file not in {None, identity(self.database)} and identity(log) == self._log:
+                if (
+                    self._file not in {None, file_identity(self.database)}
+                    and file_identity(log) == self._log
+                ):
                     for left in (log, f"{self.database}-shm"):
                         Path(left).unlink(missing_ok=True)
                 self._file = None
                 self.execute_sql("PRAGMA journal_mode = WAL")
-                self._file = self._opened.file = identity(self.database)
+                self._file = self._opened.file = file_identity(self.database)
                 yield
         except (OSError, peewee.DatabaseError) as error:
             raise unavailable(error) from error
@@ -105,10 +108,10 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep out every other process that starts at this moment.
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep every other process out by a lock on the folder.
 
-    By the folder, not the file: closing a descriptor of the file would drop SQLite's own locks.
+    Closing a descriptor of the database's own file would drop SQLite's locks.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -118,8 +121,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def identity(file: str) -> Identity:
-    """What tells one file from another one that has its name later."""
+def file_identity(file: str) -> FileIdentity:
+    """Identify a file, so that another one with its name can be told apart."""
     try:
         found = os.stat(file)
     except OSError:
@@ -128,12 +131,12 @@ def identity(file: str) -> Identity:
 
 
 def next_timestamp(now: str, before: str) -> str:
-    """`now`, or the microsecond after `before` if that is later; all as RFC 3339 text."""
+    """`now`, or one microsecond after `before` if that is later, as RFC 3339 text."""
     if now > before:
         return now
     return rfc3339(datetime.fromisoformat(before) + timedelta(microseconds=1))
 
 
 def rfc3339(moment: datetime) -> str:
-    """The text of a moment in UTC, to the microsecond (RFC 3339, section 5.6)."""
+    """A time in UTC as text, to the microsecond (RFC 3339, section 5.6)."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""HTTP that knows no task."""
+"""HTTP: parsing, errors, CORS and the documentation. Nothing here is about tasks."""
 
 from web.application import Application
 from web.cors import allow_origins

@@ -1,6 +1,5 @@
-"""Flask, adapted to this API."""
+"""Flask with the behavior that this API needs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 from server import log_request
 
 FOLDER = Path(__file__).parent
-# A terminal shows the prompt behind it on a line of its own.
+# So that a terminal shows its prompt on a new line.
 NEWLINE = orjson.OPT_APPEND_NEWLINE
 
 
 class Application(Flask):
-    """Flask, to which a slash at the end of a path is nothing, and which logs every request."""
+    """Flask that ignores a trailing slash and logs every request."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -34,13 +33,9 @@ class Application(Flask):
             environ["PATH_INFO"] = path[:-1]
         return super().wsgi_app(environ, log_request(environ, start_response))
 
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """All of them are; Flask would find that out a dozen times a request."""
-        return func
-
 
 class OrjsonProvider(JSONProvider):
-    """Flask's JSON by orjson."""
+    """Flask's JSON, by orjson."""
 
     def dumps(self, obj: Any, **_: Any) -> str:
         return orjson.dumps(obj).decode()
@@ -54,10 +49,10 @@ class OrjsonProvider(JSONProvider):
 
 
 def refuse_other_spellings() -> None:
-    """Keep apart what Werkzeug takes for the same.
+    """Refuse what Werkzeug would treat as another request.
 
-    Raises NotFound for a path that is not UTF-8, since two of them would be one user, and
-    MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
+    Raises NotFound for a path that is not UTF-8, because Werkzeug decodes two such paths to one
+    user, and MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
     path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]
     if method != request.method and request.url_rule:

@@ -1,4 +1,4 @@
-"""flask-smorest, strict about what comes in and complete in what it documents."""
+"""flask-smorest with a complete OpenAPI document."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,41 +16,44 @@ View = TypeVar("View", bound=Callable[..., Any])
 STRING = {"schema": {"type": "string"}}
 REQUEST_HEADERS = {
     "Idempotency-Key": {
-        "description": "Any name of yours for this request: 1 to 255 printable ASCII characters."
-        " Sent again with the same key, it gets the same task and creates nothing.",
+        "description": "A unique key for this request: 1 to 255 printable ASCII characters. A retry"
+        " with the same key returns the same task and creates nothing.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
     },
     "If-Match": {
-        "description": "The ETag that the task must still have, or `*`.",
+        "description": "The ETag that the task must still have, or `*`; otherwise 412.",
         **STRING,
     },
     "If-None-Match": {
-        "description": "The ETag of what you have: if it is still current, the answer is a 304.",
+        "description": "The ETag of your copy: 304 if it is still current.",
         **STRING,
     },
     "X-Request-ID": {
-        "description": "An id for the log, of 1 to 128 letters, digits and `_.:/+=@~-`.",
+        "description": "An id for the log: 1 to 128 letters, digits and `_.:/+=@~-`.",
         **STRING,
     },
 }
 RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
-    "ETag": {"description": "The tag of this state, for If-Match and If-None-Match.", **STRING},
+    "ETag": {
+        "description": "The version of the content, for If-Match and If-None-Match.",
+        **STRING,
+    },
     "Idempotent-Replayed": {
-        "description": "Nothing was created now: the key had been used.",
+        "description": "The key was used before: nothing was created.",
         "schema": {"type": "string", "enum": ["true"]},
     },
     "Link": {
-        "description": 'When more follow: `<…>; rel="next"`, relative to this address (RFC 8288).',
+        "description": 'The next page, if there is one: `<…>; rel="next"` (RFC 8288).',
         "required": False,
         **STRING,
     },
     "Location": {"description": "The path of the new task.", **STRING},
     "Retry-After": {
-        "description": "In how many seconds to try again.",
+        "description": "The number of seconds to wait before a retry.",
         "schema": {"type": "integer", "minimum": 0},
     },
     "WWW-Authenticate": {"description": "How to authenticate (RFC 6750).", **STRING},
-    "X-Request-ID": {"description": "The id of this request in the log.", **STRING},
+    "X-Request-ID": {"description": "The id of the request in the log.", **STRING},
 }
 PROBLEM_HEADERS = {401: ["WWW-Authenticate"], 503: ["Retry-After"]}
 TOKEN_PROBLEMS = (401, 403)
@@ -126,14 +129,14 @@ def response_name(status: int) -> str:
 
 
 class Docstrings(BasePlugin):
-    """Describes every shape with the docstring of its schema."""
+    """Describes a schema by its docstring."""
 
     def schema_helper(self, name: str, definition: Any, **options: Any) -> dict[str, Any]:
         return {"description": options["schema"].__doc__}
 
 
 class Api(flask_smorest.Api):
-    """Answers every error with a problem document, and describes it."""
+    """Returns and documents every error as a problem document."""
 
     ERROR_SCHEMA = problems.ProblemSchema
     DEFAULT_ERROR_RESPONSE_NAME = None
@@ -142,20 +145,20 @@ class Api(flask_smorest.Api):
         super().__init__(app, spec_kwargs={"extra_plugins": [Docstrings()]})
 
     def handle_http_exception(self, error: HTTPException) -> Response:
-        return problems.answer(error)
+        return problems.to_response(error)
 
     def _register_etag_headers(self) -> None:
-        """Nothing: ours are among the headers below."""
+        """Do nothing: RESPONSE_HEADERS has them."""
 
     def _register_pagination_header(self) -> None:
-        """Nothing: pages are linked."""
+        """Do nothing: pages have the header Link."""
 
     def _register_responses(self) -> None:
         components = self.spec.components
         statuses = set(problems.DETAILS)
         if self._app.extensions["auth"]:
             scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-            scheme["description"] = "A token whose `sub` is the `user_id` in the path."
+            scheme["description"] = "A JWT whose `sub` is the `user_id` in the path."
             components.security_scheme("bearer", scheme)
         else:
             statuses -= set(TOKEN_PROBLEMS)
@@ -166,7 +169,7 @@ class Api(flask_smorest.Api):
         components.response(
             "NotModified",
             {
-                "description": "You have it already.",
+                "description": "Your copy is current.",
                 "headers": {name: name for name in ("ETag", "X-Request-ID")},
             },
             lazy=True,

@@ -1,4 +1,4 @@
-"""A request's body and query, read strictly."""
+"""Strict parsing of request bodies and queries."""
 
 from collections.abc import Collection
 from typing import Any, ClassVar, NoReturn
@@ -33,7 +33,7 @@ class BodySchema(ma.Schema):
 
 
 class StrictParser(FlaskParser):
-    """webargs takes a body that is not JSON for an empty one; this parser refuses it."""
+    """A parser that refuses a body that is not JSON. webargs treats it as empty."""
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Raises BadRequest, RequestEntityTooLarge or UnsupportedMediaType."""
@@ -52,7 +52,7 @@ class StrictParser(FlaskParser):
             raise BadRequest(f"The body is not JSON in UTF-8: {place}.") from error
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, str]:
-        """Bytes that are not UTF-8 stay in the values as surrogates, for the fields to refuse."""
+        """Keep bytes that are not UTF-8 as surrogates in the values: the fields refuse them."""
         query = req.query_string.decode(errors="surrogateescape")
         return dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
 
@@ -65,10 +65,10 @@ class StrictParser(FlaskParser):
 
 
 def read_body(request: Request) -> bytes:
-    """All of the body, which is read before it is judged.
+    """Read the whole body from the server's stream.
 
-    Past Werkzeug's stream, which costs more than all that is done with the body then. Raises
-    BadRequest if the client sent less than it announced, or RequestEntityTooLarge.
+    Werkzeug's own stream costs more CPU than parsing the body. Raises BadRequest if the client sent
+    less than it announced, or RequestEntityTooLarge.
     """
     length = request.content_length
     if length is None and not request.environ.get("wsgi.input_terminated"):
@@ -77,7 +77,7 @@ def read_body(request: Request) -> bytes:
         raise RequestEntityTooLarge
     try:
         body: bytes = request.environ["wsgi.input"].read(MAX_BODY + 1 if length is None else length)
-    except Exception as error:  # Whatever the server at hand raises for a broken chunk.
+    except Exception as error:  # A broken chunk raises what the server likes.
         raise BadRequest("The body was cut short.") from error
     if len(body) > MAX_BODY:
         raise RequestEntityTooLarge

@@ -1,4 +1,4 @@
-"""Every error becomes one answer: an RFC 9457 problem document."""
+"""Every error response is a problem document (RFC 9457)."""
 
 from http import HTTPStatus
 from typing import Any
@@ -16,43 +16,46 @@ DETAILS = {
     400: "The body is missing or is not JSON, or the request asks for a WebSocket.",
     401: "A valid bearer token is required.",
     403: "The token belongs to another user.",
-    404: "There is nothing at this path.",
-    405: "This path does not take this method.",
-    412: "The task has changed since: If-Match does not name its current tag.",
+    404: "No such path.",
+    405: "This path does not support this method.",
+    412: "The task has changed: If-Match does not have its current ETag.",
     413: "The body is larger than 128 KiB.",
     415: "The body must be JSON, uncompressed, with the header Content-Type: application/json.",
-    422: "The JSON, a parameter or a header is not of the right shape.",
-    500: "Something went wrong on the server. Its log has the cause under this request id.",
+    422: "A field, a parameter or a header is not valid.",
+    500: "The server failed. Its log has the cause under this request id.",
     503: "The database cannot be reached. Try again soon.",
 }
 
 
 class ProblemSchema(ma.Schema):
-    """An error, as RFC 9457, section 3 describes it."""
+    """An error (RFC 9457, section 3)."""
 
     type = ma.fields.String(required=True, metadata={"example": "about:blank"})
     title = ma.fields.String(required=True, metadata={"example": TITLES[422]})
     status = ma.fields.Integer(required=True, metadata={"example": 422})
     detail = ma.fields.String(
         required=True,
-        metadata={"description": "For people.", "example": "title: Shorter than minimum length 1."},
+        metadata={
+            "description": "An explanation for people.",
+            "example": "title: Shorter than minimum length 1.",
+        },
     )
     errors = ma.fields.Dict(
         keys=ma.fields.String(),
         values=ma.fields.List(ma.fields.String()),
         metadata={
-            "description": "Only after validation: what is wrong with which field or parameter.",
+            "description": "Only for validation: the messages for each field or parameter.",
             "example": {"title": ["Shorter than minimum length 1."]},
         },
     )
     request_id = ma.fields.String(
         required=True,
-        metadata={"description": "Names the request in the log.", "example": "9f2c1d5e7a"},
+        metadata={"description": "The id of the request in the log.", "example": "9f2c1d5e7a"},
     )
 
 
 class Invalid(UnprocessableEntity):
-    """A 422 that says what is wrong, field by field."""
+    """A 422 with messages for each field."""
 
     def __init__(self, errors: dict[str, list[str]], detail: str | None = None) -> None:
         each = (f"{name}: {' '.join(words)}" for name, words in errors.items())
@@ -65,20 +68,20 @@ def title(status: int) -> str:
 
 
 def example(status: int) -> dict[str, Any]:
-    """What the documentation shows for this status."""
+    """The example of this status in the documentation."""
     known = {"title": title(status), "status": status, "detail": DETAILS[status]}
     return {"type": "about:blank", **known, "request_id": "9f2c1d5e7a"}
 
 
-def answer(error: HTTPException) -> Response:
-    """The problem document for `error`, with the headers that belong to it (such as `Allow`)."""
+def to_response(error: HTTPException) -> Response:
+    """The problem document for `error`, with the headers of the error, such as `Allow`."""
     status = error.code or 500
-    own_words = error.description != type(error).description
+    has_own_detail = error.description != type(error).description
     problem: dict[str, Any] = {
         "type": "about:blank",
         "title": title(status),
         "status": status,
-        "detail": error.description if own_words else DETAILS.get(status, title(status)),
+        "detail": error.description if has_own_detail else DETAILS.get(status, title(status)),
     }
     if isinstance(error, Invalid):
         problem["errors"] = error.errors

@@ -103,7 +103,7 @@ def test_the_example_drives_every_operation(npm: Tools, copy: Path, owner: User)
         "To do: Buy milk TWO BOTTLES",
         "Unchanged: true",
         "Now: Buy oat milk",
-        "Too late: The task has changed since",
+        "Too late: The task has changed",
         "No description: true",
         "Completed: true",
         "Still completed: true",
