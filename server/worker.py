@@ -1,8 +1,8 @@
-"""Gunicorn's threaded worker, in which no thread waits for a client.
+"""Gunicorn's threaded worker, changed so that no thread waits for a client.
 
-The event loop reads a request and gives it to a thread when all of it is there. What a client does
-not take of the answer at once, the loop sends later. So a client that is slow, silent or never
-closes costs a socket and a bounded part of the memory.
+The event loop reads a request, and gives it to a thread when it has arrived whole. What the client
+does not receive of the response at once, the loop sends later. So a slow client costs a socket and
+a bounded amount of memory, but no thread.
 """
 
 import re
@@ -24,13 +24,13 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from settings import MAX_BODY
 
-# How long a request may take to arrive, a client to take the next part of an answer, and a client
-# to close after its last answer; and the same while the worker stops.
+# The longest time for a request to arrive, for a client to receive the next part of a response, and
+# for a client to close after its last response; and the same while the worker stops.
 WAIT_S, STOP_S = 10.0, 2.0
-# In bytes: a chunked body with all that frames its chunks, and what waits in a worker altogether.
-MAX_CHUNKED, MAX_HELD = 8 * MAX_BODY, 64 * 1024 * 1024
-# In bytes, of one system call and of one step of the parser; and buffers sent in one call.
-RECEIVED, PIECE, BUFFERS = 32 * 1024, 8 * 1024, 100
+# The sizes of a chunked body with its framing, and of all that waits in the loop.
+MAX_CHUNKED_BYTES, MAX_WAITING_BYTES = 8 * MAX_BODY, 64 * 1024 * 1024
+# Received in one call, given to the parser at once, and the number of buffers sent in one call.
+RECEIVE_BYTES, PARSE_BYTES, SEND_BUFFERS = 32 * 1024, 8 * 1024, 100
 
 FIELD = re.compile(
     rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE
@@ -41,10 +41,10 @@ HEALTH = re.compile(rb"(?:GET|HEAD) /health/?[ ?]")
 
 
 class Incoming:
-    """What a client has sent: the source that Gunicorn's parser reads, and where a request ends.
+    """The bytes that a client has sent, and where its request ends.
 
-    The parser judges the request. Here only its end is looked for, as of RFC 9112, sections 6.3 and
-    7.1; what has none is given to the parser as it is.
+    Gunicorn's parser reads from here and validates the request. This class only finds the end (RFC
+    9112, sections 6.3 and 7.1), and leaves a request without an end to the parser.
     """
 
     def __init__(self, max_head: int) -> None:
@@ -53,24 +53,24 @@ class Incoming:
         self.begin(b"")
 
     def begin(self, rest: bytes) -> None:
-        """Expect the next request, which begins with the `rest` of what was read before."""
+        """Start the next request with the `rest` that the parser has read ahead."""
         self.data[:0] = rest
         self.is_whole = self.expects_continue = False
-        self._length: int | None = 0  # Of the body; None if its chunks tell.
+        self._length: int | None = 0  # Of the body; None if it is chunked.
         self._head = self._searched = self._decoded = 0
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        """The head, then the next piece; an empty one is the end for the parser."""
-        size, self._head = self._head or PIECE, 0
+        """Return the head, then pieces of the body. An empty piece means the end to the parser."""
+        size, self._head = self._head or PARSE_BYTES, 0
         piece = bytes(self.data[:size])
         del self.data[:size]
         return piece
 
     def is_enough(self) -> bool:
-        """Whether all is there that will be looked at; `is_whole` if it is all of the request."""
+        """Whether the parser can start: with a whole request (`is_whole`), or a bad one."""
         if not self._head:
             begin = max(0, self._searched - 3)
             self._searched = len(self.data)
@@ -85,7 +85,7 @@ class Incoming:
         return self.is_whole or self._length > MAX_BODY
 
     def _read_head(self, end: int) -> None:
-        """Find how long the body is, and take out the expectation, which is met here."""
+        """Find the length of the body. Remove the field Expect, which the loop answers."""
         expectations = []
         for field in FIELD.finditer(self.data, 0, end):
             name, value = field[1].lower(), field[2].strip().lower()
@@ -116,11 +116,11 @@ class Incoming:
             self._decoded += size
             self._searched = begin + size + 2
         is_malformed = not chunk and self.data.find(b"\r\n", self._searched) >= 0
-        return self.is_whole or is_malformed or len(self.data) - self._head > MAX_CHUNKED
+        return self.is_whole or is_malformed or len(self.data) - self._head > MAX_CHUNKED_BYTES
 
 
 class ClientSocket(socket.socket):
-    """A socket that never waits: what is written stays in it until `flush`."""
+    """A socket whose `sendall` never waits: it keeps the data for `flush`."""
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
@@ -130,10 +130,10 @@ class ClientSocket(socket.socket):
         self.unsent.append(data)
 
     def flush(self) -> None:
-        """Send what the client takes now. Raises OSError if it has gone."""
+        """Send what fits into the kernel's buffer. Raises OSError if the connection is lost."""
         with suppress(BlockingIOError):
             while self.unsent:
-                sent = self.sendmsg(self.unsent[:BUFFERS])
+                sent = self.sendmsg(self.unsent[:SEND_BUFFERS])
                 while self.unsent and sent >= len(self.unsent[0]):
                     sent -= len(self.unsent.pop(0))
                 if sent:
@@ -141,7 +141,7 @@ class ClientSocket(socket.socket):
 
 
 class Connection(TConn):
-    """A client's connection, with what is on its way in either direction."""
+    """A connection, with the data that waits in either direction."""
 
     sock: ClientSocket
 
@@ -153,45 +153,45 @@ class Connection(TConn):
 
     @property
     def size(self) -> int:
-        """The bytes that it holds."""
+        """The number of bytes that wait."""
         return len(self.incoming.data) + sum(map(len, self.sock.unsent))
 
 
 class Worker(ThreadWorker):
-    """The loop owns a connection, except from a whole request to its answer."""
+    """A worker whose loop has every connection, except while a thread handles a request."""
 
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:
         super().check_config(cfg, log)
         if cfg.is_ssl:
-            raise SystemExit("certfile, keyfile: expected none: a proxy in front has to end TLS")
+            raise SystemExit("certfile, keyfile: not supported, let a proxy in front end TLS")
 
     def init_process(self) -> None:
-        # Each until the moment at which it is given up, the first one first.
+        # Connections that wait for their client, each with its deadline, in that order.
         self.waiting: dict[Connection, float] = {}
-        # Who restarts a service asks for its health, and must not wait behind all the others.
+        # A platform that waits too long for /health restarts the service.
         self.health = ThreadPoolExecutor(1)
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
         try:
             accepted, client = listener.accept()
-        except OSError:  # The client has left, or another worker has it.
+        except OSError:  # The client left, or another worker took the connection.
             return
         self.nr_conns += 1
         self.enqueue_req(Connection(self.cfg, accepted, client, listener.getsockname()))
 
     def enqueue_req(self, conn: Any) -> None:
-        """Receive the next request on a connection."""
+        """Wait for the next request on a connection."""
         conn.incoming.begin(conn.parser.unreader.take_buffered())
         if not self.receive(conn):
             self.wait(conn, EVENT_READ, self.receive)
 
     def receive(self, conn: Connection) -> bool:
-        """Read what has come. Whether that was all, or the client has gone."""
+        """Read what has arrived. Returns True if the request is whole or the client left."""
         incoming, ends = conn.incoming, False
         try:
-            data = conn.sock.recv(RECEIVED)
+            data = conn.sock.recv(RECEIVE_BYTES)
             incoming.data += data
             ends = not data
         except BlockingIOError:
@@ -216,7 +216,7 @@ class Worker(ThreadWorker):
         return True
 
     def handle(self, conn: Any) -> bool:
-        """Answer a request, in a thread. Whether the connection can have another one."""
+        """Handle a request in a thread. Returns True if the connection is kept."""
         request, keeps = None, False
         try:
             request = next(conn.parser)
@@ -232,7 +232,7 @@ class Worker(ThreadWorker):
         return keeps
 
     def finish_request(self, conn: Any, fs: Future[bool]) -> None:
-        """Send what is left of the answer, then receive the next request or close."""
+        """Send the rest of the response, then wait for the next request or close."""
         if fs.cancelled() or fs.exception():
             self.drop(conn)
         elif conn.sock.unsent:
@@ -254,7 +254,7 @@ class Worker(ThreadWorker):
             self.finish_request(conn, answered)
 
     def linger(self, conn: Connection) -> None:
-        """Read on until the client closes: else it may lose the answer (RFC 9112, section 9.6)."""
+        """Close after the client, which otherwise may lose the response (RFC 9112, section 9.6)."""
         conn.incoming.data.clear()
         try:
             conn.sock.shutdown(socket.SHUT_WR)
@@ -265,7 +265,7 @@ class Worker(ThreadWorker):
 
     def discard(self, conn: Connection) -> None:
         try:
-            if conn.sock.recv(RECEIVED):
+            if conn.sock.recv(RECEIVE_BYTES):
                 return
         except BlockingIOError:
             return
@@ -273,9 +273,9 @@ class Worker(ThreadWorker):
             pass
         self.drop(conn)
 
-    def wait(self, conn: Connection, event: int, go_on: Callable[[Connection], object]) -> None:
-        """Call `go_on` whenever the client is ready, and give up after WAIT_S."""
-        self.poller.register(conn.sock, event, lambda _: go_on(conn))
+    def wait(self, conn: Connection, event: int, callback: Callable[[Connection], object]) -> None:
+        """Call `callback` when the client is ready, for WAIT_S at most."""
+        self.poller.register(conn.sock, event, lambda _: callback(conn))
         self.waiting[conn] = monotonic() + WAIT_S
 
     def leave(self, conn: Connection) -> None:
@@ -288,12 +288,16 @@ class Worker(ThreadWorker):
         conn.close()
 
     def murder_pending(self) -> None:
-        """Give up those that wait for too long, and the longest where all are too many."""
+        """Drop connections past their deadline, and the oldest ones if there are too many."""
         now = monotonic() + (0.0 if self.alive else WAIT_S - STOP_S)
         held = sum(conn.size for conn in self.waiting)
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))
-            if until > now and held <= MAX_HELD and self.nr_conns < self.worker_connections:
+            if (
+                until > now
+                and held <= MAX_WAITING_BYTES
+                and self.nr_conns < self.worker_connections
+            ):
                 break
             held -= conn.size
             if conn.incoming.data and not conn.sock.unsent:
