@@ -7,7 +7,7 @@ NEW_ENOUGH = $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11)
 
 # Not through the environment, where a PORT would be the sign of a platform.
 run: $(VENV)/run
-	@env -u PORT $(BIN)/gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT)) 'app:create_app()'
+	@env -u PORT $(BIN)/gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT))
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 4

@@ -13,6 +13,7 @@ from settings import VERSION, read_settings
 
 settings = read_settings()
 
+wsgi_app = "app:create_app()"
 bind = f"{settings.host}:{settings.port}"
 workers = settings.workers
 threads = settings.threads

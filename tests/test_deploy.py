@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -109,9 +110,9 @@ PLATFORMS = {
 
 
 class Deployed(Server):
-    """The service as a platform starts it: by the Procfile's line, through a shell.
+    """The service as a platform starts it: by the Procfile's line, through bash.
 
-    The shell is sh, the strictest: bash gives its place to a command that stands alone by itself.
+    bash replaces itself with a command that stands alone, so Gunicorn gets the platform's signals.
     """
 
     def __init__(self, folder: Path, programs: Path, environment: dict[str, str]) -> None:
@@ -127,7 +128,7 @@ class Deployed(Server):
         arguments = re.sub(r"--bind=\S+", "", environment.get("GUNICORN_CMD_ARGS", ""))
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                ["sh", "-c", PROCFILE["web"]],
+                ["bash", "-c", PROCFILE["web"]],
                 cwd=self.folder,
                 env=self.environment | {"GUNICORN_CMD_ARGS": f"{arguments} -b 127.0.0.1:0"},
                 stdout=log,
@@ -257,6 +258,14 @@ def test_the_buttons_name_only_settings_that_there_are() -> None:
 def test_render_starts_what_the_procfile_starts() -> None:
     assert list(PROCFILE) == ["web"]
     assert RENDER_YAML["services"][0]["startCommand"] == PROCFILE["web"]
+
+
+def test_the_procfile_needs_no_shell() -> None:
+    """Dokku and other platforms based on herokuish start the program itself."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    command = [*shlex.split(PROCFILE["web"]), "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
+    assert done.stdout.startswith("gunicorn (version ")
 
 
 def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
