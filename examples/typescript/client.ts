@@ -1,4 +1,4 @@
-// A client of the task API whose paths, parameters, bodies and errors have the document's types.
+// A client of the task API. The OpenAPI document gives paths, parameters, bodies and errors their types.
 import createClient, { type Client } from "openapi-fetch";
 import type { components, operations, paths } from "./schema.js";
 
@@ -13,7 +13,7 @@ export function connect(baseUrl: string, token?: string): Client<paths> {
   });
 }
 
-// What was asked for. Throws the server's own words if it is not there.
+// The data of a successful answer. Throws the server's detail otherwise.
 export function dataOf<Data>(answer: { data?: Data; error?: Problem; response: Response }): Data {
   if (answer.data === undefined) {
     throw new Error(`${answer.response.status}: ${answer.error?.detail ?? "no answer to read"}`);
@@ -21,7 +21,7 @@ export function dataOf<Data>(answer: { data?: Data; error?: Problem; response: R
   return answer.data;
 }
 
-// Every task of a list, page after page, as long as the header `Link` leads on.
+// Every task of a list, page after page: follows the `Link` header.
 export async function* allTasks(
   client: Client<paths>,
   user_id: string,

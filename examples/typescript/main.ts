@@ -16,7 +16,7 @@ client.use({
 console.log("The server:", dataOf(await client.GET("/health")).status);
 console.log("The database:", dataOf(await client.GET("/ready")).status);
 
-// Create. Under a key of our own the request can be repeated: there is one task all the same.
+// Create. With an Idempotency-Key, a retry returns the same task.
 const creation = {
   params: { path: { user_id }, header: { "Idempotency-Key": randomUUID() } },
   body: { title: "Buy milk", description: "Two bottles" },
@@ -32,7 +32,7 @@ const other = dataOf(
   }),
 );
 
-// List, one task a page.
+// List, with one task per page.
 const query: TaskQuery = {
   status: "pending",
   search: "MILK",
@@ -44,7 +44,7 @@ for await (const { title, description } of allTasks(client, user_id, query)) {
   console.log("To do:", title, description?.toUpperCase() ?? "(no description)");
 }
 
-// Read, and read again only if it has changed: a 304 has neither data nor an error.
+// Read, then read again only if the task has changed: a 304 has neither data nor an error.
 const path = { user_id, task_id: task.id };
 const read = await client.GET("/api/{user_id}/tasks/{task_id}", { params: { path } });
 const etag = read.response.headers.get("ETag") ?? "";
@@ -53,13 +53,13 @@ const unchanged = await client.GET("/api/{user_id}/tasks/{task_id}", {
 });
 console.log("Unchanged:", unchanged.response.status === 304);
 
-// Change, unless somebody else has: who comes with an old tag gets a 412.
+// Update, unless another client has changed the task: an old ETag gets a 412.
 const change = { params: { path, header: { "If-Match": etag } }, body: { title: "Buy oat milk" } };
 console.log("Now:", dataOf(await client.PUT("/api/{user_id}/tasks/{task_id}", change)).title);
 const late = await client.PUT("/api/{user_id}/tasks/{task_id}", change);
 console.log("Too late:", late.error?.detail);
 
-// Change some fields with a JSON merge patch, in which null clears a field.
+// Update some fields with a JSON merge patch, in which null clears a field.
 const patched = await client.PATCH("/api/{user_id}/tasks/{task_id}", {
   params: { path },
   headers: { "Content-Type": "application/merge-patch+json" },
@@ -67,7 +67,7 @@ const patched = await client.PATCH("/api/{user_id}/tasks/{task_id}", {
 });
 console.log("No description:", dataOf(patched).description === null);
 
-// Complete: without a body it flips, with one it sets, which can be repeated without harm.
+// Complete: an empty body toggles; `completed` sets, which is safe to retry.
 const flipped = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params: { path } });
 console.log("Completed:", dataOf(flipped).completed);
 const set = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", {
@@ -76,14 +76,14 @@ const set = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", {
 });
 console.log("Still completed:", dataOf(set).completed);
 
-// What is wrong is in `detail` for people, and in `errors` field by field.
+// An error has a `detail` for people and `errors` for each field.
 const invalid = await client.POST("/api/{user_id}/tasks", {
   params: { path: { user_id } },
   body: { title: "" },
 });
 console.log("Refused:", invalid.error?.detail, invalid.error?.errors?.title);
 
-// Delete. A second time there is nothing.
+// Delete both tasks.
 for (const task_id of [task.id, other.id]) {
   const deletion = { params: { path: { user_id, task_id } } };
   console.log(dataOf(await client.DELETE("/api/{user_id}/tasks/{task_id}", deletion)).message);
