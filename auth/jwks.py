@@ -1,132 +1,122 @@
-"""The public keys of a token issuer, kept so that the issuer's troubles do not become ours."""
+"""The public keys of a token issuer, cached, so that an issuer outage does not stop us."""
 
 import logging
-import socket
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPSConnection
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
-import orjson
-from jwt import PyJWK, PyJWTError
+from jwt import PyJWK, PyJWKClient, PyJWTError
 from werkzeug.exceptions import ServiceUnavailable
 
-# Seconds: what a fetch may take, how old the keys get before they are fetched again, and the
-# least time between two fetches.
-FETCH, FRESH, PAUSE = 3.0, 300.0, 30.0
-# How many requests may wait for a fetch, so that the other threads are free for known keys.
-WAITING = 4
-MAX_BYTES = 1024 * 1024
+from settings import VERSION
+
+FETCH_TIMEOUT_S = 3.0
+MAX_AGE_S = 300.0  # Older keys are still used, but fetched again.
+MIN_PAUSE_S = 30.0  # Between two fetches, so that unknown key ids do not flood the issuer.
+# Requests that may wait for a fetch at once; the other threads stay free for known keys.
+MAX_WAITING = 4
+# Some firewalls refuse the default name, `Python-urllib`.
+HEADERS = {"Accept": "application/json", "User-Agent": f"task-api/{VERSION}"}
 # One algorithm for each type of key (RFC 7518, section 6.1; RFC 8037, section 2).
 ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
-PUBLIC = {"kty", "kid", "crv", "x", "y", "n", "e"}
+PUBLIC_MEMBERS = {"kty", "kid", "crv", "x", "y", "n", "e"}
 
-# The keys with an id, by their algorithm: RFC 7517, section 4.5, lets keys of other types share it.
+# The keys by id and by algorithm: keys of two types may have one id (RFC 7517, section 4.5).
 Keys = dict[str | None, dict[str, PyJWK]]
 
 log = logging.getLogger("tasks.jwks")
 
 
 class KeySet:
-    """The keys that the document at `url` holds (RFC 7517), fetched when the first token comes."""
+    """The key set at `url` (RFC 7517), fetched in the background when a token needs it."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._client = PyJWKClient(
+            url, cache_jwk_set=False, headers=HEADERS, timeout=FETCH_TIMEOUT_S
+        )
         self._keys: Keys = {}
-        self._fresh_until = self._not_before = 0.0
+        self._stale_at = self._next_fetch_at = 0.0
         self._failures = 0
-        self._starting = threading.Lock()
-        self._waiting = threading.BoundedSemaphore(WAITING)
-        self._fetched = threading.Event()
-        self._fetched.set()
+        self._lock = threading.Lock()
+        self._fetching = threading.Thread()
+        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
 
     def find(self, kid: str | None) -> dict[str, PyJWK] | None:
-        """The keys with this id by algorithm, or None. A token without an id means the only id.
+        """The keys with the id `kid` by algorithm, or None. Without an id, the keys of the only id.
 
-        A key that is known is given at once; when the set has aged it is fetched meanwhile, and
-        used for as long as that fails. Raises ServiceUnavailable while there is no set at all.
+        Only an unknown id waits for a fetch. Raises ServiceUnavailable while there are no keys.
         """
         if self._keys.get(kid) is None:
-            self._wait_for(self._fetch_soon())
-        elif monotonic() > self._fresh_until:
-            self._fetch_soon()
+            self._wait_for(self._start_fetch())
+        elif monotonic() > self._stale_at:
+            self._start_fetch()
         if not self._keys:
             raise unavailable()
         return self._keys.get(kid)
 
-    def _wait_for(self, fetched: threading.Event) -> None:
-        if not fetched.is_set():
+    def _wait_for(self, fetching: threading.Thread) -> None:
+        if fetching.is_alive():
             if not self._waiting.acquire(blocking=False):
                 raise unavailable()
             try:
-                fetched.wait(FETCH)
+                fetching.join()
             finally:
                 self._waiting.release()
 
-    def _fetch_soon(self) -> threading.Event:
-        """Begin a fetch, unless one is under way or it is too early. The event is its end."""
-        with self._starting:
-            if self._fetched.is_set() and monotonic() >= self._not_before:
-                self._fetched = threading.Event()
-                threading.Thread(target=self._fetch, args=(self._fetched,), daemon=True).start()
-            return self._fetched
+    def _start_fetch(self) -> threading.Thread:
+        """Start a fetch unless one is running or it is too early, and return the latest one."""
+        with self._lock:
+            if not self._fetching.is_alive() and monotonic() >= self._next_fetch_at:
+                self._fetching = threading.Thread(target=self._fetch, daemon=True)
+                self._fetching.start()
+            return self._fetching
 
-    def _fetch(self, fetched: threading.Event) -> None:
+    def _fetch(self) -> None:
         try:
-            self._keys = read_keys(download(self._url))
-            self._fresh_until = monotonic() + FRESH
-        except Exception as error:  # Whatever the issuer makes of the libraries that ask it.
-            address = self._url.partition("?")[0]  # Some issuers want a key in the query.
+            self._keys = read_keys(download(self._client))
+            self._stale_at = monotonic() + MAX_AGE_S
+        except Exception as error:  # A hostile answer can raise anything in the libraries.
+            address = self._client.uri.partition("?")[0]  # A query can contain an API key.
             log.warning("the keys at %s could not be fetched: %r", address, error)
             self._failures += 1
-        # Soon again as long as nobody can be let in, but not faster and faster.
-        pause = PAUSE if self._keys else min(0.5 * 2 ** min(self._failures, 10), PAUSE)
-        self._not_before = monotonic() + pause
-        fetched.set()
+        # Without any keys, nobody is let in: try sooner, with a pause that doubles.
+        backoff = min(2.0 ** min(self._failures, 10) / 2, MIN_PAUSE_S)
+        self._next_fetch_at = monotonic() + (MIN_PAUSE_S if self._keys else backoff)
 
 
-def download(url: str) -> bytes:
-    """The document at `url`, within FETCH seconds, however slowly it comes.
+def download(client: PyJWKClient) -> dict[str, Any]:
+    """The document at the client's URL. Raises PyJWTError, ValueError, OSError or TimeoutError.
 
-    Raises OSError, HTTPException, or ValueError if the answer is another one, such as a redirect.
+    The download runs in a thread of its own, which is abandoned after FETCH_TIMEOUT_S: the timeout
+    of urllib bounds neither the lookup of a name nor a slow answer.
     """
-    parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=FETCH)
+    document: Future[dict[str, Any]] = Future()
 
-    def give_up() -> None:
-        with suppress(OSError, AttributeError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+    def run() -> None:
+        try:
+            document.set_result(client.fetch_data())
+        except Exception as error:
+            document.set_exception(error)
 
-    alarm = threading.Timer(FETCH, give_up)
-    alarm.start()
-    try:
-        target = f"{parts.path or '/'}?{parts.query}".removesuffix("?")
-        connection.request("GET", target, headers={"Accept": "application/json"})
-        response = connection.getresponse()
-        document = response.read(MAX_BYTES + 1)
-    finally:
-        alarm.cancel()
-        connection.close()
-    if response.status != 200 or len(document) > MAX_BYTES:
-        raise ValueError(f"status {response.status}, {len(document)} bytes")
-    return document
+    threading.Thread(target=run, daemon=True).start()
+    return document.result(FETCH_TIMEOUT_S)
 
 
-def read_keys(document: bytes) -> Keys:
-    """The public keys in a key set, under None too if they have only one id.
+def read_keys(document: dict[str, Any]) -> Keys:
+    """The usable public keys in a key set. If they have one id, they are under None, too.
 
-    Raises ValueError if there is none that signs with one of our algorithms.
+    Raises ValueError if no key is usable, KeyError or TypeError if `document` is no key set.
     """
-    found = orjson.loads(document)
-    members = found.get("keys") if isinstance(found, dict) else None
     keys: Keys = {}
-    for member in members if isinstance(members, list) else []:
+    for member in document["keys"]:
         with suppress(PyJWTError, ValueError, TypeError, KeyError, AttributeError):
-            key = public_key(member)
-            keys.setdefault(member.get("kid"), {}).setdefault(key.algorithm_name, key)
+            algorithm = ALGORITHMS[member["kty"]]
+            if member.get("alg", algorithm) == algorithm and member.get("use", "sig") == "sig":
+                public = {name: member[name] for name in PUBLIC_MEMBERS & member.keys()}
+                key = PyJWK(public, algorithm)
+                keys.setdefault(member.get("kid"), {}).setdefault(algorithm, key)
     if not keys:
         raise ValueError("no key of a known type")
     if len(keys) == 1:
@@ -134,14 +124,6 @@ def read_keys(document: bytes) -> Keys:
     else:
         keys.pop(None, None)
     return keys
-
-
-def public_key(member: dict[str, Any]) -> PyJWK:
-    """A member of a key set as a key to verify with. Raises ValueError, KeyError or PyJWTError."""
-    algorithm = ALGORITHMS[member["kty"]]
-    if member.get("alg", algorithm) != algorithm or member.get("use", "sig") != "sig":
-        raise ValueError("a key for another purpose")
-    return PyJWK({name: value for name, value in member.items() if name in PUBLIC}, algorithm)
 
 
 def unavailable() -> ServiceUnavailable:

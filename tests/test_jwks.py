@@ -90,9 +90,9 @@ WRONG = [
 def test_a_known_key_is_used_while_the_issuer_is_wrong(
     issuer: Issuer, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(jwks, "FRESH", 0.0)
-    monkeypatch.setattr(jwks, "PAUSE", 0.0)
-    monkeypatch.setattr(jwks, "FETCH", 0.5)
+    monkeypatch.setattr(jwks, "MAX_AGE_S", 0.0)
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     asked = issuer.requests
@@ -115,7 +115,7 @@ def test_a_known_key_is_used_while_the_issuer_is_wrong(
 def test_without_any_key_there_is_a_503_in_time(
     issuer: Issuer, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "FETCH", 0.5)
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
     wrong(issuer, how, issuer)
     keys = KeySet(issuer.url)
 
@@ -131,6 +131,11 @@ def test_without_any_key_there_is_a_503_in_time(
         assert issuer.requests == 1
 
 
+def test_a_fetch_names_the_application_to_the_issuer(issuer: Issuer) -> None:
+    assert KeySet(issuer.url).find("old")
+    assert b"\r\nUser-Agent: task-api/" in issuer.asked
+
+
 def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
     keys = KeySet(issuer.url)
     with ThreadPoolExecutor(4) as pool:
@@ -141,7 +146,7 @@ def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
 def test_keys_that_are_fresh_are_not_fetched_again(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert all(keys.find("old") for _ in range(50))
     time.sleep(0.1)
@@ -157,7 +162,7 @@ def test_an_unknown_id_asks_again_but_not_soon(
     assert issuer.requests == 1
     issuer.publish(old, new)
     assert keys.find("new") is None
-    keys._not_before -= jwks.PAUSE
+    keys._next_fetch_at -= jwks.MIN_PAUSE_S
     assert keys.find("new")
     assert issuer.requests == 2
 
@@ -165,8 +170,8 @@ def test_an_unknown_id_asks_again_but_not_soon(
 def test_a_rotated_key_is_found_and_the_old_one_forgotten(
     issuer: Issuer, new: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "FRESH", 0.0)
-    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    monkeypatch.setattr(jwks, "MAX_AGE_S", 0.0)
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     issuer.publish(new)
@@ -178,7 +183,7 @@ def test_a_hanging_issuer_does_not_hold_up_who_waits_in_line(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unknown ids may wait for the issuer, but not so many that no thread is left."""
-    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     issuer.hang()
@@ -194,7 +199,7 @@ def test_a_hanging_issuer_does_not_hold_up_who_waits_in_line(
     with ThreadPoolExecutor(20) as pool:
         took = sorted(pool.map(find, range(20)))
     assert took[15] < 0.5
-    assert took[16:] == [100.0] * jwks.WAITING
+    assert took[16:] == [100.0] * jwks.MAX_WAITING
 
 
 def test_a_token_without_an_id_means_the_only_key(issuer: Issuer, old: Key, new: Key) -> None:
@@ -223,7 +228,7 @@ def test_keys_of_two_types_may_share_an_id_in_any_order(
 def test_an_issuer_that_was_away_for_days_is_asked_again(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "PAUSE", 0.0)
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
     issuer.say(HTML)
     keys = KeySet(issuer.url)
     keys._failures = 10_000
