@@ -48,7 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             "servers": [{"url": "/"}],
         },
     )
-    app.extensions["auth"] = auth.verifier(settings)
+    app.extensions["auth"] = auth.create_verifier(settings)
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
     register_api(app)

@@ -1,4 +1,4 @@
-"""Who is calling: a bearer token becomes a user id, or a 401 or 403."""
+"""Who is calling: a bearer token becomes a user id, a 401 or a 403."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from settings import Settings
 
 # RFC 6750, section 2.1, and RFC 9110, section 11.1: the scheme in any case.
 BEARER = re.compile(r"bearer +([\w.~+/=-]+)", re.ASCII | re.IGNORECASE)
-MAX_TIME = 253402300799  # The end of the year 9999, in seconds since 1970.
-INVALID = 'Bearer error="invalid_token"'
+MAX_NUMERIC_DATE = 253402300799  # The end of the year 9999, in seconds since 1970.
+INVALID_TOKEN = 'Bearer error="invalid_token"'
 
 
 class Unauthenticated(Unauthorized):
-    """A 401 with the challenge of RFC 6750, section 3, which does not say what was wrong."""
+    """A 401 with a challenge (RFC 6750, section 3), which does not tell why a token is invalid."""
 
     def __init__(self, challenge: str) -> None:
         super().__init__()
@@ -32,15 +32,18 @@ class Unauthenticated(Unauthorized):
 
 @dataclass(frozen=True)
 class Verifier:
-    """Tells whose a token is: by the secret in the settings, or by the issuer's `keys`."""
+    """Verifies tokens with the issuer's `keys` or, if there are none, the secret in `settings`."""
 
     settings: Settings
     keys: KeySet | None
 
-    def subject(self, token: str) -> str:
-        """The `sub` of a valid token. Raises Unauthenticated, or ServiceUnavailable."""
+    def verify(self, token: str) -> str:
+        """The user id in `token`: its `sub` (RFC 7519, section 4.1.2).
+
+        Raises Unauthenticated, or ServiceUnavailable while the issuer's keys are not known.
+        """
         try:
-            key, algorithm = self._key(token)
+            key, algorithm = self._find_key(token)
             decoded = jwt.decode_complete(
                 token,
                 key,
@@ -57,16 +60,16 @@ class Verifier:
             claims = decoded["payload"]
             if {"crit", "b64"} & decoded["header"].keys():
                 raise jwt.InvalidTokenError
-            if not is_time(claims["exp"]) or not claims["sub"]:
+            if not is_numeric_date(claims["exp"]) or not claims["sub"]:
                 raise jwt.InvalidTokenError
         except HTTPException:
             raise
-        except Exception as error:  # Whatever a hostile token makes of the libraries that read it.
-            raise Unauthenticated(INVALID) from error
+        except Exception as error:  # A hostile token can raise anything in the libraries.
+            raise Unauthenticated(INVALID_TOKEN) from error
         return str(claims["sub"])
 
-    def _key(self, token: str) -> tuple[str | PyJWK, str]:
-        """The key to verify with, and its one algorithm: a token can only choose among our own."""
+    def _find_key(self, token: str) -> tuple[str | PyJWK, str]:
+        """The key for `token` and the one algorithm to verify it with, which the key decides."""
         if self.keys is None:
             return self.settings.jwt_secret, "HS256"
         header = jwt.get_unverified_header(token)
@@ -76,22 +79,25 @@ class Verifier:
         return keys[header["alg"]], header["alg"]
 
 
-def is_time(value: object) -> bool:
-    """Whether `value` is a NumericDate (RFC 7519, section 2); PyJWT takes text as well."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value <= MAX_TIME
+def is_numeric_date(value: object) -> bool:
+    """Whether `value` is a NumericDate (RFC 7519, section 2). PyJWT accepts text as well."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value <= MAX_NUMERIC_DATE
 
 
-def verifier(settings: Settings) -> Verifier | None:
-    """The one that the settings ask for; None if anyone may call."""
+def create_verifier(settings: Settings) -> Verifier | None:
+    """A verifier with the secret or the key set in `settings`, or None if anyone may call."""
     if settings.jwt_jwks_url:
         return Verifier(settings, KeySet(settings.jwt_jwks_url))
     return Verifier(settings, None) if settings.jwt_secret else None
 
 
 def authorize() -> None:
-    """Let the caller pass if the token's subject is the user that the path names.
+    """Check that the request's token is for the user in the path.
 
-    Raises Unauthenticated or Forbidden. A preflight has no token (Fetch standard, section 3.2.2).
+    Raises Unauthenticated, Forbidden, or ServiceUnavailable while the issuer's keys are not known.
+    A preflight has no token (Fetch standard, section 3.2.2).
     """
     verifier: Verifier | None = current_app.extensions["auth"]
     if verifier is None or request.method == "OPTIONS":
@@ -101,15 +107,17 @@ def authorize() -> None:
         raise Unauthenticated("Bearer")
     match = BEARER.fullmatch(credentials)
     if not match:
-        raise Unauthenticated(INVALID)
-    if verifier.subject(match[1]) != (request.view_args or {})["user_id"]:
+        raise Unauthenticated(INVALID_TOKEN)
+    if verifier.verify(match[1]) != (request.view_args or {})["user_id"]:
         raise Forbidden
 
 
 def issue_token(settings: Settings, user_id: str, days: float) -> str:
-    """A token with which `user_id` may call. Raises ValueError if there is no secret."""
+    """A token for `user_id`, valid for `days`. Raises ValueError if there is no secret."""
     if not settings.jwt_secret:
-        raise ValueError("JWT_SECRET is not set, and nothing else can sign a token here")
+        raise ValueError(
+            "JWT_SECRET is not set: only the service that has a secret can sign a token"
+        )
     now = datetime.now(UTC)
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + timedelta(days=days)}
     if settings.jwt_issuer:
