@@ -8,7 +8,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from server import ServerLogger, Worker, startup_summary
+from server import Worker, logging_config, startup_summary
 from settings import VERSION, read_settings
 
 settings = read_settings()
@@ -18,8 +18,7 @@ bind = f"{settings.host}:{settings.port}"
 workers = settings.workers
 threads = settings.threads
 worker_class = Worker
-timeout = 30  # Only for the heartbeat of a worker; what a request waits for is bounded in itself.
-logger_class = ServerLogger
+logconfig_dict = logging_config(settings.log_level)
 loglevel = settings.log_level.lower()
 keepalive = 65  # Longer than the routers of platforms keep theirs, or they meet a closed one.
 graceful_timeout = 9  # Longer than the longest request, shorter than the shortest platform waits.

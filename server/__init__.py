@@ -1,13 +1,19 @@
-"""How Gunicorn serves the application, and what the log says."""
+"""How Gunicorn serves the application, and the log."""
 
-from server.logs import ServerLogger, configure_logging, log_request, request_id, startup_summary
+from server.logs import (
+    configure_logging,
+    log_request,
+    logging_config,
+    request_id,
+    startup_summary,
+)
 from server.worker import Worker
 
 __all__ = [
-    "ServerLogger",
     "Worker",
     "configure_logging",
     "log_request",
+    "logging_config",
     "request_id",
     "startup_summary",
 ]

@@ -1,39 +1,40 @@
-"""What an operator reads: one line for each request and each event, as JSON or in colours."""
+"""The log: one line for each request and each event, as JSON or, in a terminal, as text."""
 
 import errno
 import logging
 import logging.config
 import os
 import re
+import sys
 from datetime import UTC, datetime
 from random import getrandbits
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 import orjson
 from flask import has_request_context, request
-from gunicorn.glogging import Logger
 from psycopg2.extensions import parse_dsn
 
 from settings import Settings
 
 SAFE_ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
-# What Gunicorn says at the start, and the summary below says better.
-SAID_ALREADY = ("Starting gunicorn", "Listening at", "Using worker")
-# What it says, in four ways and five times, of an address at which it cannot listen.
+# Messages of Gunicorn that repeat the start summary or the message about an unusable address.
+REPEATED = (
+    "Starting gunicorn",
+    "Listening at",
+    "Using worker",
+    "Connection in use",
+    "Invalid address",
+    "Can't connect to",
+)
 CANNOT_LISTEN = re.compile(r"connection to (.+) failed: (?:\[Errno -?\d+\] )?(.+)")
-SAID_WITH_IT = ("Connection in use", "Invalid address", "Can't connect to")
 EVERY_ADDRESS = re.compile(r"http://(?:0\.0\.0\.0|\[::\]):(\d+)")
-# Select Graphic Rendition (ECMA-48, section 8.3.117).
-DIM, RED, GREEN, YELLOW, CYAN = 2, 31, 32, 33, 36
-LEVELS = {"WARNING": YELLOW, "ERROR": RED, "CRITICAL": RED}
-STATUSES = {2: GREEN, 3: CYAN, 4: YELLOW, 5: RED}
 
 log = logging.getLogger("tasks.request")
 
 
-class JsonLines(logging.Formatter):
-    """A log record as a JSON object on one line, with the id of the request that it belongs to."""
+class JsonFormatter(logging.Formatter):
+    """A log record as a JSON object on one line, with the id of the request that it is about."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -49,130 +50,103 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, option=orjson.OPT_UTC_Z, default=repr).decode()
 
 
-class Terminal(logging.Formatter):
-    """A log record for a person: in colours, unless NO_COLOR (https://no-color.org) is set."""
+class TextFormatter(logging.Formatter):
+    """A log record as text for a person, with each field and each line of a traceback below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = dict(getattr(record, "fields", {}))
-        words = printable(record.getMessage())
+        fields = getattr(record, "fields", {})
+        message = record.getMessage()
         if "status" in fields:
-            status = paint(fields["status"], STATUSES.get(fields["status"] // 100, RED))
-            words = printable(f"{fields['method']} {fields['path']}")
-            words += f" {status} {fields['ms']} ms"
-            fields.clear()
+            message = "{method} {path} {status} {ms} ms".format_map(fields)
+            fields = {}
         if has_request_context():
-            words += paint(f"  {request_id()[:8]}", DIM)
-        time = paint(datetime.fromtimestamp(record.created).strftime("%H:%M:%S"), DIM)
-        level = paint(f"{record.levelname.lower():7}", LEVELS.get(record.levelname))
-        lines = [f"{name:9} {printable(str(value))}" for name, value in fields.items()]
+            message += f"  {request_id()[:8]}"
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        lines = [f"{time} {record.levelname.lower():7} {message}"]
+        lines += [f"{name:9} {value}" for name, value in fields.items()]
         if record.exc_info:
-            lines += map(printable, self.formatException(record.exc_info).split("\n"))
-        return "\n         ".join([f"{time} {level} {words}", *lines])
+            lines += self.formatException(record.exc_info).split("\n")
+        return "\n         ".join(map(escape, lines))
 
 
-class ServerLogger(Logger):
-    """Gunicorn's log in the same shape. It has no line per request: the application writes that."""
+class GunicornFilter(logging.Filter):
+    """Rewords Gunicorn's messages, and drops what is said elsewhere."""
 
-    def setup(self, cfg: Any) -> None:
-        super().setup(cfg)
-        self.said: set[str] = set()
-        for handler in self.error_log.handlers:
-            handler.setFormatter(formatter(getattr(handler, "stream", None)))
+    def __init__(self) -> None:
+        super().__init__()
+        self.reported: set[str] = set()
 
-    def info(self, msg: object, *args: Any, **kwargs: Any) -> None:
-        if not str(msg).startswith(SAID_ALREADY):
-            super().info(msg, *args, **kwargs)
-
-    def warning(self, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Without the words of a request that is not HTTP: they may hold a token."""
-        text = str(msg)
-        text = text.partition(": ")[0] if text.startswith("Invalid request") else text
-        super().warning(text, *args, **kwargs)
-
-    def error(self, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Once, and with what to do, if it is about an address at which Gunicorn cannot listen."""
-        text = str(msg)
-        if match := CANNOT_LISTEN.fullmatch(text):
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text.startswith("Invalid request"):
+            text = text.partition(": ")[0]  # The rest quotes the request, perhaps a token.
+        elif match := CANNOT_LISTEN.fullmatch(text):
             address = re.sub(r"\('(.+?)', (\d+).*\)", r"\1:\2", match[1])
             text = f"Cannot listen at {address}: {match[2]}. Trying for 5 seconds."
             if match[2] == os.strerror(errno.EADDRINUSE):
                 text += " Stop what listens there, or choose another port (PORT=8001)."
-        if text not in self.said and not text.startswith(SAID_WITH_IT):
-            super().error(text, *args, **kwargs)
-        if match:
-            self.said.add(text)
-
-    def access(self, *_: Any) -> None:
-        """Nothing, also where a platform asks for Gunicorn's own with `--access-logfile`."""
+            if text in self.reported:
+                return False
+            self.reported.add(text)
+        record.msg, record.args = text, ()
+        return not text.startswith(REPEATED)
 
 
-class StandardError(logging.Handler):
-    """Writes a line in one call, as UTF-8 whatever the locale says."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            os.write(2, f"{self.format(record)}\n".encode())
-        except Exception:
-            self.handleError(record)
+def logging_config(level: str) -> dict[str, Any]:
+    """The configuration of all loggers, for `logging.config`: to the standard error stream."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"lines": {"()": create_formatter}},
+        "filters": {"gunicorn": {"()": GunicornFilter}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {
+            "tasks": {"level": level},
+            "gunicorn.error": {"handlers": ["stderr"], "filters": ["gunicorn"]},
+            # A platform may turn it on with `--access-logfile`; the application logs requests.
+            "gunicorn.access": {"handlers": []},
+            # `flask run` logs its address; its line for each request would contain the query.
+            "werkzeug": {"propagate": False, "filters": [lambda record: not record.args]},
+        },
+    }
 
 
 def configure_logging(level: str) -> None:
-    """Send every record of the process to the standard error stream."""
-    # What no line shows need not be found out. https://docs.python.org/3/howto/logging.html
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"lines": {"()": formatter, "stream": "ext://sys.stderr"}},
-            "handlers": {"stderr": {"()": StandardError, "formatter": "lines"}},
-            "root": {"handlers": ["stderr"], "level": "WARNING"},
-            "loggers": {
-                "tasks": {"level": level},
-                # `flask run` says where it listens; its line per request would hold the query.
-                "werkzeug": {"propagate": False, "filters": [lambda record: not record.args]},
-            },
-        }
-    )
+    logging.config.dictConfig(logging_config(level))
 
 
-def formatter(stream: TextIO | None) -> logging.Formatter:
-    """The one for whoever reads `stream`: a person at a terminal, or a machine."""
-    return Terminal() if stream and stream.isatty() else JsonLines()
+def create_formatter() -> logging.Formatter:
+    return TextFormatter() if sys.stderr.isatty() else JsonFormatter()
 
 
-def printable(text: str) -> str:
-    """`text` with an escape for what would steer a terminal, or fake a line of the log."""
+def escape(text: str) -> str:
+    """`text` with escapes for characters that could control a terminal or fake a log line."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def paint(text: object, colour: int | None) -> str:
-    return (
-        f"\x1b[{colour}m{text}\x1b[0m" if colour and not os.environ.get("NO_COLOR") else str(text)
-    )
-
-
 def startup_summary(settings: Settings, addresses: list[str]) -> dict[str, str]:
-    """Where the service is and what it works with; no password, and no parameter of a URL."""
+    """The settings that an operator wants to see. No password, and no parameter of a URL."""
     address = EVERY_ADDRESS.sub(r"port \1, on every address", ", ".join(addresses))
     fields = {
         "address": address,
         "docs": f"{addresses[0]}/docs" if address.startswith("http") else "/docs",
-        "database": place(settings.database_url),
+        "database": describe_database(settings.database_url),
         "origins": ", ".join(settings.cors_origins),
     }
     if settings.jwt_secret:
         fields["callers"] = "whoever has a token signed with the secret"
     if settings.jwt_jwks_url:
-        keys = settings.jwt_jwks_url.partition("?")[0]
-        fields["callers"] = f"whoever has a token signed with a key at {keys}"
+        url = settings.jwt_jwks_url.partition("?")[0]
+        fields["callers"] = f"whoever has a token signed with a key at {url}"
     return fields
 
 
-def place(database_url: str) -> str:
-    if database_url.startswith("sqlite:///"):
-        return f"SQLite at {database_url.removeprefix('sqlite:///')}"
-    parts = parse_dsn(database_url)
+def describe_database(url: str) -> str:
+    """The kind and the place of the database at `url`, without a password."""
+    if url.startswith("sqlite:///"):
+        return f"SQLite at {url.removeprefix('sqlite:///')}"
+    parts = parse_dsn(url)
     port = f":{parts['port']}" if "port" in parts else ""
     return f"PostgreSQL at {parts.get('host', 'its socket')}{port}/{parts.get('dbname', '')}"
 
@@ -183,10 +157,10 @@ def request_id() -> str:
 
 
 def log_request(environ: Any, start_response: Any) -> Any:
-    """`start_response` for this request, which names its id to the client and writes its line.
+    """A `start_response` (PEP 3333) that also sends the request's id and logs the request.
 
-    The id is the client's `X-Request-ID` if that is a safe one. The line has the path without its
-    query, and neither headers nor body: no token, no content.
+    The id is the client's `X-Request-ID`, if it is safe to log. The log has the path without its
+    query, and neither headers nor body, since these can contain a token or a user's texts.
     """
     started = perf_counter()
     given = environ.get("HTTP_X_REQUEST_ID", "")

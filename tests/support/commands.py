@@ -1,0 +1,19 @@
+"""The commands of `flask --app app`, in this process."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from flask.cli import FlaskGroup
+
+from app import create_app
+
+
+def run_command(folder: Path, *arguments: str, **environment: str) -> Result:
+    """Run a command in `folder` with this environment. A `.env` is read by the application only."""
+    group = FlaskGroup(name="flask", create_app=create_app, load_dotenv=False)
+    cleared = dict.fromkeys([*os.environ, "FLASK_RUN_FROM_CLI"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return CliRunner().invoke(group, arguments, env={**cleared, **environment})
