@@ -1,4 +1,6 @@
-"""What `flask --app app` can do besides serving."""
+"""The commands of `flask --app app`."""
+
+import re
 
 import click
 from flask import Flask
@@ -9,16 +11,22 @@ from database import ForeignTable, TaskDatabase
 from server import configure_logging
 from settings import Settings
 
-# A hundred years: far from the end of what a token or a clock can name.
+# A hundred years. Far more would be past the last date that a token can have.
 MAX_DAYS = 36_500
 
 
 def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None:
+    user_id = app.url_map.converters["user_id"].regex
+
     @app.cli.command("token")
     @click.argument("user")
-    @click.option("--days", type=float, default=1.0, help="How long it is valid.")
+    @click.option("--days", type=float, default=1.0, help="How long the token is valid.")
     def token(user: str, days: float) -> None:
-        """Print a token with which USER may call, signed with JWT_SECRET."""
+        """Print a token for USER, signed with JWT_SECRET."""
+        if not re.fullmatch(user_id, user) or user != user.encode(errors="ignore").decode():
+            raise click.ClickException(
+                "USER: expected 1 to 255 characters, without / and control characters"
+            )
         if not 0 <= days <= MAX_DAYS:
             raise click.ClickException(f"--days: expected a number from 0 to {MAX_DAYS}")
         try:
@@ -29,7 +37,7 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
     @app.cli.command("migrate")
     def migrate() -> None:
         """Bring the database's schema up to date, as the server does when it starts."""
-        configure_logging("ERROR")  # The one line below says it all.
+        configure_logging("ERROR")  # The output below is enough.
         try:
             names = database.migrate()
         except ServiceUnavailable as error:

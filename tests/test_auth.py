@@ -5,8 +5,6 @@ What is wrong in a token is proven on the verifier; that a wrong token is a 401,
 
 import hmac
 import json
-import subprocess
-import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
@@ -20,7 +18,8 @@ import jwt
 import pytest
 import requests
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from support.server import ROOT, Server
+from support.commands import run_command
+from support.server import Server
 
 from app import create_app
 from auth import Unauthenticated, Verifier, create_verifier
@@ -518,23 +517,10 @@ def test_the_document_asks_for_tokens_exactly_when_the_server_does(by_secret: Se
                 assert ({"401", "403"} <= operation["responses"].keys()) is needed
 
 
-def run_flask(
-    folder: Path, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flask", "--app", str(ROOT / "app"), *arguments],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-
-
 def test_the_command_prints_a_token_that_works(tmp_path: Path, by_secret: Server) -> None:
     options = {"JWT_SECRET": SECRET, "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE}
-    result = run_flask(tmp_path, "token", "ann", "--days", "2", **options)
-    assert result.returncode == 0, result.stderr
+    result = run_command(tmp_path, "token", "ann", "--days", "2", **options)
+    assert result.exit_code == 0, result.stderr
     assert call(by_secret, result.stdout.strip()).status_code == 200
     found = jwt.decode(result.stdout.strip(), options={"verify_signature": False})
     assert found["exp"] - found["iat"] == 2 * 86400
@@ -542,8 +528,8 @@ def test_the_command_prints_a_token_that_works(tmp_path: Path, by_secret: Server
 
 def test_the_command_says_why_it_cannot(tmp_path: Path) -> None:
     for options in ({}, {"JWT_JWKS_URL": "https://issuer.example"}):
-        result = run_flask(tmp_path, "token", "ann", **options)
-        assert result.returncode == 1
+        result = run_command(tmp_path, "token", "ann", **options)
+        assert result.exit_code == 1
         assert "JWT_SECRET is not set" in result.stderr
 
 
