@@ -16,14 +16,15 @@ MAX_DAYS = 36_500
 
 
 def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None:
-    user_id = app.url_map.converters["user_id"].regex
+    user_id_pattern = app.url_map.converters["user_id"].regex
 
     @app.cli.command("token")
     @click.argument("user")
     @click.option("--days", type=float, default=1.0, help="How long the token is valid.")
     def token(user: str, days: float) -> None:
         """Print a token for USER, signed with JWT_SECRET."""
-        if not re.fullmatch(user_id, user) or user != user.encode(errors="ignore").decode():
+        is_utf8 = user == user.encode(errors="ignore").decode()
+        if not is_utf8 or not re.fullmatch(user_id_pattern, user):
             raise click.ClickException(
                 "USER: expected 1 to 255 characters, without / and control characters"
             )

@@ -20,21 +20,21 @@ threads = settings.threads
 worker_class = Worker
 logconfig_dict = logging_config(settings.log_level)
 loglevel = settings.log_level.lower()
-keepalive = 65  # Longer than the routers of platforms keep theirs, or they meet a closed one.
-graceful_timeout = 9  # Longer than the longest request, shorter than the shortest platform waits.
+keepalive = 65  # Longer than in the routers of platforms, which would reuse a closed connection.
+graceful_timeout = 9  # The longest request takes less; every platform waits longer for a stop.
 # A heartbeat in a file on a slow disk can block the worker.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.
 limit_request_line = 8190  # The most that Gunicorn has; a search or a cursor can be long.
 limit_request_field_size = 32 * 1024  # A token can be long, too.
-permit_unconventional_http_method = True  # The application answers them with a 405.
-# No answer depends on the scheme, and a SCRIPT_NAME from outside would move the routes.
+permit_unconventional_http_method = True  # The application answers with a 405.
+# No answer depends on the scheme, and a SCRIPT_NAME header would change the routing.
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
-# The rest of the file descriptors is for the database, and for what one forgets.
+# The other file descriptors are for the database and for files of the process.
 worker_connections = max(100, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 124))
-sendfile = False  # It would wait for the client.
-control_socket_disable = True  # Nobody asks it, and it is a file in a home that may not be there.
+sendfile = False  # It blocks a thread while a slow client reads.
+control_socket_disable = True  # Not used; its file needs a home folder, which can be missing.
 
 
 def when_ready(server: Any) -> None:
@@ -46,17 +46,18 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
+    """Keep the master's queue of signals for `post_worker_init`, which does not get the master."""
     worker.inherited_signals = server.SIG_QUEUE
 
 
 def post_worker_init(worker: Any) -> None:
-    """Stop the start if the application refuses; obey an order to stop that came meanwhile.
+    """Stop the start if the database is not ours, and obey a signal to stop that came meanwhile.
 
-    Until the worker has handlers of its own it has the master's, which queues the signal for a loop
-    that does not run here: the worker would serve on until it is killed.
+    Before the worker sets its own signal handlers, it has the master's. These only put a signal
+    into a queue that no worker reads, and the worker would run until it is killed.
     """
     refusal = worker.wsgi.extensions["database"].refusal
-    if refusal and worker.age == 1:  # Of two that stop it, Gunicorn makes a traceback.
+    if refusal and worker.age == 1:  # If two workers stop the start, Gunicorn logs a traceback.
         worker.log.critical(refusal)
         sys.exit(Arbiter.APP_LOAD_ERROR)
     while not worker.inherited_signals.empty():

@@ -115,9 +115,7 @@ def authorize() -> None:
 def issue_token(settings: Settings, user_id: str, days: float) -> str:
     """A token for `user_id`, valid for `days`. Raises ValueError if there is no secret."""
     if not settings.jwt_secret:
-        raise ValueError(
-            "JWT_SECRET is not set: only the service that has a secret can sign a token"
-        )
+        raise ValueError("JWT_SECRET is not set, and a token cannot be signed without it")
     now = datetime.now(UTC)
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + timedelta(days=days)}
     if settings.jwt_issuer:

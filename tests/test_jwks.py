@@ -1,4 +1,4 @@
-"""The issuer's keys, whatever the issuer does: it hangs, lies, rotates its keys and goes away."""
+"""The keys of an issuer that is slow, down, wrong, or rotates its keys."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""What the environment may say, and what stops the start."""
+"""The settings: which spellings are accepted, and which values stop the start."""
 
 import re
 import subprocess
