@@ -1,4 +1,4 @@
-"""The application and its parts, in the order in which a request meets them."""
+"""The application factory: it assembles settings, log, API, database and commands."""
 
 import logging
 
@@ -18,7 +18,7 @@ DESCRIPTION = """\
 A multi-user to-do list API. The path names the user; each user sees only their own tasks.
 
 Creates are idempotent: send an `Idempotency-Key`, and a retry creates nothing. Updates use
-optimistic locking: send the task's `ETag` as `If-Match`, and a change by somebody else is a 412.
+optimistic locking: send the task's `ETag` as `If-Match`, and a task that has changed is a 412.
 
 Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 """
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     register_api(app)
     app.register_blueprint(docs)
     allow_origins(app, settings.cors_origins)
-    database = app.extensions["database"] = connect(settings)
+    database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
     return app
 
@@ -68,10 +68,10 @@ def register_api(app: Flask) -> None:
     smorest.register_blueprint(resources.service)
 
 
-def connect(settings: Settings) -> TaskDatabase:
+def open_database(settings: Settings) -> TaskDatabase:
     """Open the database and bring its schema up to date.
 
-    Commands skip the schema: few need a database. `flask run` makes it with the first request.
+    A Flask command skips the schema, since few need one. `flask run` does it at the first request.
     """
     database: TaskDatabase
     if settings.database_url.startswith("sqlite:///"):
@@ -83,7 +83,7 @@ def connect(settings: Settings) -> TaskDatabase:
             database.await_schema()
         except ServiceUnavailable:
             log.warning(
-                "started without the database; its schema is made as soon as it can be reached"
+                "started without the database; a later request brings its schema up to date"
             )
         except ForeignTable as error:
             database.refusal = str(error)

@@ -1,4 +1,4 @@
-"""The task, and every statement that is ever sent."""
+"""The task model, and the SQL statements of every operation."""
 
 from collections.abc import Callable, Iterator
 from random import getrandbits
@@ -25,15 +25,24 @@ from peewee import (
 )
 from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import Dialect, Parameter, Read, Result, TaskDatabase, fetch_all, statement
+from database import (
+    Dialect,
+    Parameter,
+    Read,
+    Result,
+    TaskDatabase,
+    fetch_all,
+    request_limit,
+    statement,
+)
 
 MAX_LIMIT = 10_000
-# A page ends at about this size. So many tasks are serialized at once.
+# The approximate size at which a page ends, and the number of tasks serialized in one call.
 MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
-# The database sums up sizes only for what comes after so many tasks: it costs a tenth of a list.
-# It counts each task a little too small, so it may send so many bytes more than a page takes.
+# Only after this many tasks does the database measure sizes, which takes a tenth of a list's time.
+# The measured sizes are a little too small: so many extra bytes are requested to fill a page.
 UNMEASURED_TASKS, MEASURING_ERROR_BYTES = 1000, 2_000_000
-# How many characters of a title decide its place in a list: the cursor, a part of a URL, has them.
+# A list is sorted by this many characters of a title, since a cursor has them in a URL.
 TITLE_KEY_LENGTH = 100
 NO_SUCH_TASK = "There is no such task."
 # The namespace of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
@@ -41,7 +50,7 @@ KEY_NAMESPACE = UUID("6f1c6ac4-5b0c-4c86-9d2a-0a8a4e0b7c11")
 
 
 def fold(text: str) -> str:
-    """Remove the difference of upper and lower case in every script; İ and ı count as i."""
+    """Make texts that differ only in case equal, in every script; İ and ı count as i."""
     return text.replace("İ", "i").replace("ı", "i").casefold()
 
 
@@ -52,10 +61,10 @@ class TimestampField(Field):
 
 
 class Task(Model):
-    """One row. The owner is part of the key, so that no statement can forget it.
+    """A row of the table. The owner is part of the primary key: every statement must name it.
 
-    Clients see the fields in this order, except HIDDEN ones. A field that a client may leave out
-    when it creates a task has a default here.
+    Clients see the fields in this order, except HIDDEN ones. A new task has the default of a field
+    that the client omits, or null.
     """
 
     id = UUIDField()
@@ -65,7 +74,7 @@ class Task(Model):
     completed = BooleanField(default=False)
     created_at = TimestampField()
     updated_at = TimestampField()
-    # Changes with every write: it is the ETag, and lets a retried write recognize its earlier try.
+    # New with every write. It is the ETag, and shows a retried write that its first try succeeded.
     revision = UUIDField()
     title_lower = TextField()
     title_folded = TextField()
@@ -76,8 +85,8 @@ class Task(Model):
 
 
 FIELDS: dict[str, Field] = Task._meta.fields
-# What follows from what, for sorting and searching. It is computed here, since lower() depends on
-# the locale in PostgreSQL, and knows ASCII alone in SQLite.
+# Fields for sorting and searching, each with its source field and function. Python computes them:
+# lower() depends on the locale in PostgreSQL, and changes only ASCII letters in SQLite.
 DERIVED: dict[str, tuple[str, Callable[[str], str]]] = {
     "title_lower": ("title", str.lower),
     "title_folded": ("title", fold),
@@ -85,11 +94,11 @@ DERIVED: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 HIDDEN = {"revision", *DERIVED}
 SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at"}
-SHOWN = [name for name in FIELDS if name not in HIDDEN]
-BOOLEANS = [name for name in SHOWN if isinstance(FIELDS[name], BooleanField)]
-TEXTS = [FIELDS[name] for name in SHOWN[2:] if isinstance(FIELDS[name], TextField)]
-# The fields that a client sets, with their values in a task that is created without them.
-DEFAULTS = {name: FIELDS[name].default for name in SHOWN if name not in SET_BY_SERVER}
+PUBLIC_FIELDS = [name for name in FIELDS if name not in HIDDEN]
+BOOLEANS = [name for name in PUBLIC_FIELDS if isinstance(FIELDS[name], BooleanField)]
+TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS[2:] if isinstance(FIELDS[name], TextField)]
+# The fields that a client can set, with the values that a new task gets if they are omitted.
+DEFAULTS = {name: FIELDS[name].default for name in PUBLIC_FIELDS if name not in SET_BY_SERVER}
 
 
 class StoredTask(NamedTuple):
@@ -109,14 +118,14 @@ class Cursor(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A list of tasks as JSON, and where it goes on if there are more."""
+    """A list of tasks as JSON, and the cursor of the next page, if there is one."""
 
     body: bytes
     cursor: Cursor | None
 
 
-class Part(NamedTuple):
-    """Tasks as chunks of JSON, the last one of them, and whether more follow."""
+class PagePart(NamedTuple):
+    """Part of a page: its tasks as chunks of JSON, its last task, and whether more tasks follow."""
 
     chunks: list[bytes]
     last: dict[str, Any]
@@ -124,15 +133,15 @@ class Part(NamedTuple):
 
 
 def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **values: Any) -> Result:
-    """Send a variant of one of the statements below, with its values."""
+    """Send the statement that `query` builds for `variant`, with `values` for its parameters."""
     database: TaskDatabase = current_app.extensions["database"]
     return database.send(query(database, *variant), values, read)
 
 
 def to_dict(user_id: str, row: tuple[Any, ...]) -> dict[str, Any]:
-    """Make what clients see of a row of COLUMNS. Its owner is known already."""
+    """Convert a row of COLUMNS, which has no owner, to the fields that clients see."""
     values: dict[str, Any] = {"id": row[0], "user_id": user_id}
-    values.update(zip(SHOWN[2:], row[1:], strict=False))
+    values.update(zip(PUBLIC_FIELDS[2:], row[1:], strict=False))
     for name in BOOLEANS:
         values[name] = bool(values[name])
     return values
@@ -143,7 +152,7 @@ def to_stored(user_id: str, row: tuple[Any, ...]) -> StoredTask:
 
 
 def with_derived(changes: dict[str, Any]) -> dict[str, Any]:
-    """Add to `changes` what follows from them."""
+    """Add to `changes` their DERIVED fields."""
     derived = {
         name: changes[source] and derive(changes[source])
         for name, (source, derive) in DERIVED.items()
@@ -153,12 +162,12 @@ def with_derived(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def new_revision() -> str:
-    """A random UUID, but not from the kernel: asking it lets another thread take over."""
+    """Make a random UUID without a system call, during which another thread could take over."""
     return str(UUID(int=getrandbits(128), version=4))
 
 
-def as_text(field: Field) -> Node:
-    """A column as it goes out: a time stamp in UTC, whatever the time zone of the session is."""
+def as_public(field: Field) -> Node:
+    """A column as clients see it: a timestamp is text in UTC, in every time zone of a session."""
     if not isinstance(field, TimestampField):
         return field
     text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
@@ -166,7 +175,7 @@ def as_text(field: Field) -> Node:
 
 
 def next_timestamp(previous: TimestampField) -> Dialect:
-    """Now, or just after `previous` if the clock of another server was ahead."""
+    """The current time, or just after `previous` if the clock was set back since."""
     return Dialect(
         postgres=fn.greatest(NOW, previous + SQL("interval '1 microsecond'")),
         sqlite=fn.next_timestamp(NOW, previous),
@@ -196,12 +205,12 @@ def this_task(conditional: bool = False) -> Iterator[Node]:
         yield IS_EXPECTED
 
 
-# The database's clock, which all servers share.
+# The database's clock, which all servers share; for SQLite, this machine's.
 NOW = Dialect(postgres=fn.now(), sqlite=Parameter("now"))
-# The owner is not selected: every statement names it.
-LISTED = [as_text(FIELDS[name]) for name in SHOWN if name != "user_id"]
-COLUMNS = [*LISTED, Task.revision]
-# Any number of revisions is one parameter.
+# Without the owner: the caller of every statement has it.
+PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS if name != "user_id"]
+COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
+# All expected revisions are one parameter, so one statement fits any number of them.
 IS_EXPECTED = Dialect(
     postgres=SQL("revision = ANY(%(expected)s::uuid[])"),
     sqlite=SQL("revision IN (SELECT value FROM json_each(:expected))"),
@@ -217,32 +226,31 @@ SORT_KEYS = {
 def select_page(
     filtered: bool, searched: bool, sort: str, order: str, continued: bool, measured: bool
 ) -> Node:
-    """A measured page has no more tasks than `room` bytes hold, but at least none."""
+    """A measured page has only as many tasks as fit into `room_bytes`, perhaps none."""
     key = SORT_KEYS[sort]
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
     where = [Task.user_id == Parameter("user_id")]
     if filtered:
         where.append(Task.completed == Parameter("completed"))
     if searched:
-        part = Parameter("part")
-        where.append(contains(Task.title_folded, part) | contains(Task.description_folded, part))
+        words = Parameter("search")
+        where.append(contains(Task.title_folded, words) | contains(Task.description_folded, words))
     if continued:
         last = Tuple(Parameter("key"), Parameter("id"))
         where.append(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
     limit: Node = Parameter("limit")
     if measured:
-        size: ColumnBase = SQL(
-            "190"
-        )  # Of the other fields, their names and the punctuation, at least.
+        # The least that the other fields, all names and the punctuation take.
+        size: ColumnBase = SQL("190")
         for text in TEXTS:
             size += size_of(text)
         so_far = fn.SUM(size).over(
             order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW
         )
         sizes = Task.select(so_far.alias("size")).where(*where).order_by(*order_by).limit(limit)
-        fits = Expression(SQL("size"), "<", Parameter("room"))
+        fits = Expression(SQL("size"), "<", Parameter("room_bytes"))
         limit = sizes.select_from(fn.COUNT(SQL("1"))).where(fits)
-    return Task.select(*LISTED).where(*where).order_by(*order_by).limit(limit)
+    return Task.select(*PUBLIC_COLUMNS).where(*where).order_by(*order_by).limit(limit)
 
 
 def list_tasks(
@@ -260,8 +268,8 @@ def list_tasks(
     A second statement is sent only for more than UNMEASURED_TASKS.
     """
 
-    def read_part(limit: int, room: int, *, measured: bool) -> Part:
-        part: Part = send(
+    def read_part(limit: int, room_bytes: int, *, measured: bool) -> PagePart:
+        part: PagePart = send(
             select_page,
             status != "all",
             search is not None,
@@ -269,49 +277,50 @@ def list_tasks(
             order,
             cursor is not None,
             measured,
-            read=lambda rows: serialize(rows, user_id, limit, room),
+            read=lambda rows: serialize(rows, user_id, limit, room_bytes),
             user_id=user_id,
             completed=status == "completed",
-            part=search and fold(search),
+            search=search and fold(search),
             key=cursor and cursor.key,
             id=cursor and cursor.id,
             limit=limit + 1,
-            room=room + MEASURING_ERROR_BYTES,
+            room_bytes=room_bytes + MEASURING_ERROR_BYTES,
         ).rows
         return part
 
-    first_limit = min(limit, UNMEASURED_TASKS)
-    chunks, last, has_more = read_part(first_limit, MAX_PAGE_BYTES, measured=False)
-    room = MAX_PAGE_BYTES - sum(map(len, chunks))
-    if has_more and first_limit < limit and room > 0:
-        cursor = cursor_after(last, sort, order)
-        rest, last, has_more = read_part(limit - first_limit, room, measured=True)
-        chunks += rest
-    chunks[:1] = [b"["]  # In the place of the first comma.
+    with request_limit():
+        first_limit = min(limit, UNMEASURED_TASKS)
+        chunks, last, has_more = read_part(first_limit, MAX_PAGE_BYTES, measured=False)
+        room_bytes = MAX_PAGE_BYTES - sum(map(len, chunks))
+        if has_more and first_limit < limit and room_bytes > 0:
+            cursor = cursor_after(last, sort, order)
+            rest, last, has_more = read_part(limit - first_limit, room_bytes, measured=True)
+            chunks += rest
+    chunks[:1] = [b"["]  # Replaces the first comma.
     body = b"".join([*chunks, b"]\n"])
     return Page(body, cursor_after(last, sort, order) if has_more else None)
 
 
-def serialize(rows: Any, user_id: str, limit: int, room: int) -> Part:
-    """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room` bytes are used up.
+def serialize(rows: Any, user_id: str, limit: int, room_bytes: int) -> PagePart:
+    """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
-    Rows are released as they are written: all at once would be many times the size of the page.
+    Only a few rows are in memory at a time: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
     last: dict[str, Any] = {}
-    while limit and room > 0:
+    while limit and room_bytes > 0:
         tasks = [to_dict(user_id, row) for row in rows.fetchmany(min(limit, TASKS_PER_CHUNK))]
         if not tasks:
             break
         chunks += b",", orjson.dumps(tasks)[1:-1]
         last = tasks[-1]
         limit -= len(tasks)
-        room -= len(chunks[-1])
-    return Part(chunks, last, rows.fetchone() is not None)
+        room_bytes -= len(chunks[-1])
+    return PagePart(chunks, last, rows.fetchone() is not None)
 
 
 def cursor_after(task: dict[str, Any], sort: str, order: str) -> Cursor:
-    """Where a list in this order goes on after `task`."""
+    """Make the cursor with which a list in this order continues after `task`."""
     by_title = sort == "title"
     key = task["title"].lower()[:TITLE_KEY_LENGTH] if by_title else task[f"{sort}_at"]
     return Cursor(sort, order, key, task["id"])
@@ -319,7 +328,7 @@ def cursor_after(task: dict[str, Any], sort: str, order: str) -> Cursor:
 
 @statement
 def insert() -> Node:
-    """If the id is taken, the row that has it comes back as it is."""
+    """If the id exists already, the statement returns its row unchanged."""
     row: dict[Field, Node] = {field: Parameter(name) for name, field in FIELDS.items()}
     return (
         Task.insert(row | {Task.created_at: NOW, Task.updated_at: NOW})
@@ -331,9 +340,9 @@ def insert() -> Node:
 def create_task(
     user_id: str, body: dict[str, Any], *, key: str | None = None
 ) -> tuple[StoredTask, bool]:
-    """Create a task, or find the one that `key` created before; True if it is new.
+    """Create a task, or find the task that `key` created before. Returns True for a new task.
 
-    Raises UnprocessableEntity if that one is untouched and differs from what is asked for.
+    Raises UnprocessableEntity if the found task never changed and its content is not `body`.
     """
     content = DEFAULTS | body
     task_id = str(uuid5(uuid5(KEY_NAMESPACE, user_id), key) if key else uuid4())
@@ -344,7 +353,7 @@ def create_task(
     if created.revision == revision:
         return created, True
     if fields["created_at"] == fields["updated_at"] and not content.items() <= fields.items():
-        raise UnprocessableEntity("Idempotency-Key: it belongs to a task with other content.")
+        raise UnprocessableEntity("Idempotency-Key: already used for a task with other content.")
     return created, False
 
 
@@ -362,7 +371,7 @@ def get_task(user_id: str, task_id: str) -> StoredTask:
 
 @statement
 def update(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
-    """A row that has the new revision was written by an earlier try: it is not toggled again."""
+    """If the row already has the new revision, an earlier try toggled it: a retry keeps it."""
     changes: dict[Field, Node] = {FIELDS[name]: Parameter(name) for name in names}
     changes[Task.updated_at] = next_timestamp(Task.updated_at)
     changes[Task.revision] = Parameter("revision")
@@ -382,8 +391,8 @@ def update_task(
 ) -> StoredTask:
     """Set the fields in `body`, or toggle `completed`, if the revision is one of the `expected`.
 
-    None expects any revision. Raises NotFound or PreconditionFailed. A retried write overwrites
-    what another client wrote to the same fields after its earlier try.
+    None expects any revision. Raises NotFound or PreconditionFailed. A retry overwrites
+    what another client wrote to the same fields between the two tries.
     """
     if not body and not toggles:
         found = get_task(user_id, task_id)
@@ -392,20 +401,21 @@ def update_task(
         return found
     changes = with_derived(body)
     revision = new_revision()
-    result = send(
-        update,
-        tuple(sorted(changes)),
-        toggles,
-        expected is not None,
-        user_id=user_id,
-        id=task_id,
-        revision=revision,
-        expected=[*(expected or ()), revision],  # A retry finds its own.
-        **changes,
-    )
-    for row in result.rows:
-        return to_stored(user_id, row)
-    raise not_found_or_conflict(user_id, task_id, expected)
+    with request_limit():
+        result = send(
+            update,
+            tuple(sorted(changes)),
+            toggles,
+            expected is not None,
+            user_id=user_id,
+            id=task_id,
+            revision=revision,
+            expected=[*(expected or ()), revision],  # Set by the earlier try of a retry.
+            **changes,
+        )
+        for row in result.rows:
+            return to_stored(user_id, row)
+        raise not_found_or_conflict(user_id, task_id, expected)
 
 
 @statement
@@ -414,19 +424,20 @@ def delete(conditional: bool) -> Node:
 
 
 def delete_task(user_id: str, task_id: str, *, expected: list[str] | None = None) -> None:
-    """Delete a task, under the same conditions.
+    """Delete a task if its revision is one of the `expected`. Raises as `update_task` does.
 
     A retried delete that finds no task counts as done: most likely its earlier try deleted it.
     """
-    result = send(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
-    if not result.rows:
-        error = not_found_or_conflict(user_id, task_id, expected)
-        if not (result.was_retried and isinstance(error, NotFound)):
-            raise error
+    with request_limit():
+        result = send(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
+        if not result.rows:
+            error = not_found_or_conflict(user_id, task_id, expected)
+            if not (result.was_retried and isinstance(error, NotFound)):
+                raise error
 
 
 def not_found_or_conflict(user_id: str, task_id: str, expected: list[str] | None) -> HTTPException:
-    """Find out why a write met no row, which takes a second statement if it was conditional."""
+    """Make the error of a write that found no row. A conditional write needs a second statement."""
     if expected is not None and send(select_one, user_id=user_id, id=task_id).rows:
         return PreconditionFailed()
     return NotFound(NO_SUCH_TASK)

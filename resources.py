@@ -1,4 +1,4 @@
-"""The schemas of what the API accepts and returns, and its operations."""
+"""The API's operations, and the schemas of their requests and responses."""
 
 import hashlib
 import re
@@ -24,25 +24,23 @@ from web import Blueprint, BodySchema, Invalid
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
-# As regular expressions for clients: `storable`, and not blank. The characters that ECMAScript does
-# not count as white space, but Python does, are named.
+# The rules of `storable` and of a title as regular expressions for clients. NOT_BLANK names the
+# characters that are white space in Python but not in ECMAScript.
 STORABLE = r"^[^\x00]*$"
 NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
 # Validation messages, in place of the libraries' own.
-NO_CURSOR = "Not a cursor of this list: take it from the Link header."
+NOT_A_CURSOR = "Not a cursor of this list: use the URL in the Link header."
 MESSAGES: ErrorMessages = {"required": "Must be sent.", "null": "Must not be null."}
 TEXT_MESSAGES = MESSAGES | {"invalid": "Must be a string."}
 BOOLEAN_MESSAGES = MESSAGES | {"invalid": "Must be true or false."}
-NO_NUMBER = "Must be a whole number from {min:,} to {max:,}."
-NO_CHOICE = "Must be one of: {choices}."
+NOT_A_NUMBER = "Must be a whole number from {min:,} to {max:,}."
+NOT_A_CHOICE = "Must be one of: {choices}."
 TOO_SHORT = "Shorter than minimum length {min}."
 TOO_LONG = "Longer than maximum length {max}."
-# An id that is never given to a task.
-UNUSED_ID = "00000000-0000-0000-0000-000000000000"
 
 
 class UserIdConverter(BaseConverter):
-    """Any text of 1 to 255 characters but `/` and the control characters."""
+    """A text of 1 to 255 characters, without `/` and control characters."""
 
     regex = r"[^/\x00-\x1f\x7f-\x9f]{1,255}"
     schema: ClassVar = {
@@ -62,12 +60,12 @@ class TaskIdConverter(BaseConverter):
         return value.lower() if UUID.fullmatch(value.lower()) else None
 
 
-def storable(text: str) -> None:
+def check_storable(text: str) -> None:
     """Refuse what a database cannot store: NUL and invalid UTF-8. Raises ValidationError."""
     if "\0" in text:
         raise ma.ValidationError("Must not contain a NUL character.")
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
-        raise ma.ValidationError("Not valid UTF-8.")
+        raise ma.ValidationError("Must be valid UTF-8.")
 
 
 class Text(ma.fields.String):
@@ -76,7 +74,7 @@ class Text(ma.fields.String):
     default_error_messages = TEXT_MESSAGES
 
 
-class Stripped(Text):
+class StrippedText(Text):
     """A string, from which leading and trailing white space is removed."""
 
     def _deserialize(self, value: Any, *arguments: Any, **options: Any) -> str:
@@ -94,11 +92,11 @@ class StrictBoolean(ma.fields.Boolean):
         return bool(value)
 
 
-class Digits(ma.fields.Integer):
+class DecimalInteger(ma.fields.Integer):
     """A number in decimal digits. int() also accepts "1_000", " 5" and "٣"."""
 
     def __init__(self, least: int, most: int, **options: Any) -> None:
-        words = NO_NUMBER.format(min=least, max=most)
+        words = NOT_A_NUMBER.format(min=least, max=most)
         options["error_messages"] = {"invalid": words}
         super().__init__(validate=Range(least, most, error=words), **options)
 
@@ -111,40 +109,40 @@ class Digits(ma.fields.Integer):
 def length(most: int, *, least: int = 0) -> list[Callable[[Any], Any]]:
     """The validators of a string of `least` to `most` characters."""
     shortest = [Length(min=least, error=TOO_SHORT)] if least else []
-    return [storable, *shortest, Length(max=most, error=TOO_LONG)]
+    return [check_storable, *shortest, Length(max=most, error=TOO_LONG)]
 
 
 def one_of(*words: str) -> OneOf:
-    return OneOf(words, error=NO_CHOICE)
+    return OneOf(words, error=NOT_A_CHOICE)
 
 
 class CursorField(ma.fields.String):
-    """A cursor, as `next_page` writes it."""
+    """A cursor, as `next_page_url` writes it."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         try:
             sort, order, task_id, key = urlsafe_b64decode(f"{value}==").decode().split(" ", 3)
             cursor = Cursor(sort, order, key, task_id)
             if cursor.sort == "title":
-                storable(cursor.key)
+                check_storable(cursor.key)
             elif TIMESTAMP.fullmatch(cursor.key):
                 datetime.fromisoformat(cursor.key)
             else:
-                raise ValueError("no time stamp")
+                raise ValueError("not a timestamp")
             if not UUID.fullmatch(cursor.id):
-                raise ValueError("no task id")
+                raise ValueError("not a task id")
         except ValueError as error:
-            raise ma.ValidationError(NO_CURSOR) from error
+            raise ma.ValidationError(NOT_A_CURSOR) from error
         return cursor
 
 
 class TaskUpdateSchema(BodySchema):
     """The fields to change; the others keep their values."""
 
-    title = Stripped(
+    title = StrippedText(
         validate=length(500, least=1),
         metadata={
-            "description": "White space around it is removed.",
+            "description": "Leading and trailing white space is removed.",
             "pattern": NOT_BLANK,
             "example": "Buy milk",
         },
@@ -153,7 +151,7 @@ class TaskUpdateSchema(BodySchema):
         allow_none=True,
         validate=length(5000),
         metadata={
-            "description": "null if there is none.",
+            "description": "null if the task has no description.",
             "pattern": STORABLE,
             "example": "Two bottles",
         },
@@ -174,10 +172,10 @@ class TaskSchema(TaskUpdateSchema):
     user_id = ma.fields.String(metadata={"example": "alice"})
     created_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
     updated_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
-    required_fields = models.SHOWN
+    required_fields = models.PUBLIC_FIELDS
 
     class Meta:
-        fields = models.SHOWN
+        fields = models.PUBLIC_FIELDS
 
 
 class TaskCompletionSchema(BodySchema):
@@ -205,7 +203,7 @@ class TaskQuerySchema(ma.Schema):
     status = Text(
         validate=one_of("all", "pending", "completed"),
         metadata={
-            "description": "Only pending tasks, or only completed ones.",
+            "description": "`pending` or `completed` selects only those tasks.",
             "default": "all",
         },
     )
@@ -218,7 +216,7 @@ class TaskQuerySchema(ma.Schema):
         },
     )
     sort = Text(
-        validate=one_of("created", "updated", "title"),
+        validate=one_of(*models.SORT_KEYS),
         metadata={
             "description": "The sort key: the time of creation, of the last update, or the title"
             " (lower case, first 100 characters).",
@@ -229,7 +227,7 @@ class TaskQuerySchema(ma.Schema):
         validate=one_of("asc", "desc"),
         metadata={"description": "Ascending or descending.", "default": "asc"},
     )
-    limit = Digits(
+    limit = DecimalInteger(
         1,
         models.MAX_LIMIT,
         metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
@@ -242,20 +240,20 @@ class TaskQuerySchema(ma.Schema):
     )
 
     @ma.validates_schema
-    def cursor_belongs_to_this_order(self, query: dict[str, Any], **_: Any) -> None:
+    def check_cursor_order(self, query: dict[str, Any], **_: Any) -> None:
         cursor, order = (
             query.get("cursor"),
             (query.get("sort", "created"), query.get("order", "asc")),
         )
         if cursor and (cursor.sort, cursor.order) != order:
-            raise ma.ValidationError(NO_CURSOR, "cursor")
+            raise ma.ValidationError(NOT_A_CURSOR, "cursor")
 
 
 PATH_PARAMETERS = [
     {
         "in": "path",
         "name": "user_id",
-        "description": "The owner of the tasks: any text without slashes and control characters.",
+        "description": "The owner of the tasks: any text without slashes or control characters.",
         "example": "alice",
     }
 ]
@@ -288,11 +286,11 @@ service = Blueprint("service", __name__, description="Liveness and readiness.")
 def refuse_impossible_ids() -> None:
     """Raise NotFound for an id that no task can have, without asking the database.
 
-    A preflight passes: otherwise a browser would hide the error from the page.
+    A preflight passes: if it failed, the browser would not let the page read the 404.
     """
     if request.method == "OPTIONS" or not request.view_args:
         return
-    if request.view_args.get("task_id", UNUSED_ID) is None:
+    if request.view_args.get("task_id", "") is None:
         raise NotFound(models.NO_SUCH_TASK)
 
 
@@ -312,7 +310,7 @@ class Tasks(MethodView):
         response = Response(page.body, mimetype="application/json")
         state = hashlib.sha256(page.body)
         if page.cursor:
-            link = f'<{next_page(query, page.cursor)}>; rel="next"'
+            link = f'<{next_page_url(query, page.cursor)}>; rel="next"'
             state.update(link.encode())
             response.headers["Link"] = link
         response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
@@ -325,7 +323,7 @@ class Tasks(MethodView):
     @tasks.alt_response(
         200,
         schema=TaskSchema,
-        description="The key was used before: the task as it is now.",
+        description="The key was used before. The body is the task as it is now.",
         headers={"ETag": "ETag", "Idempotent-Replayed": "Idempotent-Replayed"},
     )
     def post(self, body: dict[str, Any], user_id: str) -> Response:
@@ -420,7 +418,7 @@ def not_modified_if_known(response: Response) -> Response:
 
 
 def if_match() -> list[str] | None:
-    """The revisions in If-Match, or None for any. A weak tag counts as its strong one."""
+    """The revisions in If-Match, or None for any. A weak tag is treated as strong."""
     if "If-Match" not in request.headers or request.if_match.star_tag:
         return None
     tags = request.if_match.as_set(include_weak=True)
@@ -435,7 +433,7 @@ def idempotency_key() -> str | None:
     return key
 
 
-def next_page(query: dict[str, Any], cursor: Cursor) -> str:
+def next_page_url(query: dict[str, Any], cursor: Cursor) -> str:
     """The URL of the page after `cursor`, relative to this host (RFC 8288, section 3.1)."""
     text = f"{cursor.sort} {cursor.order} {cursor.id} {cursor.key}"
     value = urlsafe_b64encode(text.encode()).decode().rstrip("=")
@@ -448,7 +446,7 @@ def next_page(query: dict[str, Any], cursor: Cursor) -> str:
 def health() -> Response:
     """Check liveness
 
-    Never asks the database, so a sleeping database stays asleep.
+    Sends nothing to the database, so a suspended database stays suspended.
     """
     return jsonify(status="ok")
 
@@ -459,7 +457,7 @@ def health() -> Response:
 def ready() -> Response:
     """Check readiness
 
-    Sends one statement to the database, which wakes a sleeping one.
+    Sends one statement to the database, which resumes a suspended database.
     """
     models.ping()
     return jsonify(status="ok")

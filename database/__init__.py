@@ -1,6 +1,6 @@
-"""One statement at a time, to PostgreSQL or to SQLite."""
+"""Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
-from database.base import ForeignTable, Read, Result, TaskDatabase, fetch_all
+from database.base import ForeignTable, Read, Result, TaskDatabase, fetch_all, request_limit
 from database.compile import Dialect, Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
@@ -15,5 +15,6 @@ __all__ = [
     "Sqlite",
     "TaskDatabase",
     "fetch_all",
+    "request_limit",
     "statement",
 ]

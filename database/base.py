@@ -1,4 +1,4 @@
-"""What both databases share: deadlines, slots, and the schema before the first statement."""
+"""What both databases share: deadlines, a limit of concurrent statements, and migrations."""
 
 import logging
 import math
@@ -16,19 +16,19 @@ from playhouse.migrations import Runner
 from werkzeug.exceptions import ServiceUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# How long a request may take in the database, and how long it waits for a schema upgrade.
+# The longest time for one statement with its retries, and for the wait for a schema upgrade.
 REQUEST_S, SCHEMA_WAIT_S = 8.0, 4.0
-# The threads of a worker without a slot: they refuse requests while the database has all others.
+# A worker has so many more threads than slots: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database cannot be reached. Nothing has changed. Try again soon."
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
 FOREIGN_TABLE = (
-    "DATABASE_URL: the database has a table `task` that this service did not make: expected another"
-    " database, in PostgreSQL perhaps another schema (?schema=NAME), or no such table"
+    "DATABASE_URL: the database has a table `task` of another program: expected another database,"
+    " or in PostgreSQL another schema (?schema=NAME)"
 )
 
 log = logging.getLogger("tasks.database")
-current = threading.local()  # Its `deadline` is that of the request in this thread.
+this_thread = threading.local()  # `this_thread.deadline` ends this thread's waits.
 T = TypeVar("T")
 # Makes the result of a statement from the driver's cursor.
 Read = Callable[[Any], Any]
@@ -39,7 +39,7 @@ class ForeignTable(Exception):
 
 
 class Result(NamedTuple):
-    """What was read of a statement, and whether the response to an earlier try was lost."""
+    """What `read` returned, and whether the response to an earlier try was lost."""
 
     rows: Any
     was_retried: bool = False
@@ -57,7 +57,7 @@ class TaskDatabase(peewee.Database):
     slot_wait_s = 0.25
     # Where the tables are; None where a database has no schemas.
     schema: str | None = None
-    # Why the server must not start, if there is a reason.
+    # Why the server must not start; empty if it may.
     refusal = ""
 
     def __init__(self, *arguments: Any, threads: int, **options: Any) -> None:
@@ -68,7 +68,7 @@ class TaskDatabase(peewee.Database):
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        """Make what two processes cannot share."""
+        """Make the state that a forked process must not share with its parent."""
         self._slots = threading.BoundedSemaphore(self._number_of_slots)
         self._upgrade_lock = threading.Lock()
         self._upgrade: Future[list[str]] | None = None
@@ -83,7 +83,7 @@ class TaskDatabase(peewee.Database):
         write must recognize its earlier try. Raises ServiceUnavailable if the database cannot be
         reached in time.
         """
-        with time_limit(REQUEST_S):
+        with request_limit():
             self._acquire_slot()
             try:
                 if not self._schema_is_current:
@@ -96,15 +96,15 @@ class TaskDatabase(peewee.Database):
                 self._slots.release()
 
     def _acquire_slot(self) -> None:
-        """Wait for a slot while other requests release theirs. Otherwise all threads would wait."""
+        """Wait for a slot, but only while other requests release slots: some threads stay free."""
         while not self._slots.acquire(timeout=self.slot_wait_s):
             if monotonic() - self._released_at >= self.slot_wait_s or not time_left():
                 raise unavailable("every connection is busy")
 
     def await_schema(self) -> None:
-        """Wait until a thread of its own, without a deadline, has brought the schema up to date.
+        """Migrate in a background thread without a deadline, and wait for it.
 
-        Waits for SCHEMA_WAIT_S at most. Raises ServiceUnavailable.
+        Waits until SCHEMA_WAIT_S after its start. Raises ServiceUnavailable or ForeignTable.
         """
         with self._upgrade_lock:
             if self._upgrade is None or self._upgrade.done():
@@ -128,7 +128,7 @@ class TaskDatabase(peewee.Database):
         with self._schema_lock():
             runner = Runner(self, str(MIGRATIONS), schema=self.schema)
             status = runner.status()
-            # `up` creates the runner's own table, for which some database users have no right.
+            # `up` always creates the runner's own table, which some database users may not do.
             if all(migration.applied for migration in status):
                 names: list[str] = []
             else:
@@ -168,22 +168,27 @@ def in_background(work: Callable[[], T]) -> Future[T]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Bound how long this thread waits for a server; an outer limit stays in force."""
-    outer = getattr(current, "deadline", math.inf)
-    current.deadline = min(outer, monotonic() + seconds)
+    """Limit the waits of this thread to `seconds` from now, or to an earlier outer deadline."""
+    outer = getattr(this_thread, "deadline", math.inf)
+    this_thread.deadline = min(outer, monotonic() + seconds)
     try:
         yield
     finally:
-        current.deadline = outer
+        this_thread.deadline = outer
+
+
+def request_limit() -> AbstractContextManager[None]:
+    """Limit all statements of a request to REQUEST_S together."""
+    return time_limit(REQUEST_S)
 
 
 def time_left() -> float:
     """Seconds until the deadline of `time_limit`, at least 0."""
-    return max(0.0, getattr(current, "deadline", math.inf) - monotonic())
+    return max(0.0, getattr(this_thread, "deadline", math.inf) - monotonic())
 
 
 def unavailable(reason: object, detail: str = NOTHING_CHANGED) -> ServiceUnavailable:
-    """Log `reason`, and make a 503 with `detail`, which is all that the client sees."""
+    """Log `reason`, and make a 503. The client sees only `detail`."""
     if isinstance(reason, UnicodeDecodeError):
         reason = reason.object.decode(errors="replace")  # The server's message.
     log.warning("database unavailable: %s", str(reason).strip().partition("\n")[0])

@@ -38,7 +38,7 @@ def for_postgres(context: Context) -> bool:
 def statement(build: Callable[..., Node]) -> Callable[..., str]:
     """Turn a function that builds a query into one that returns its SQL for a database.
 
-    Each combination of arguments is compiled once: in Peewee that is a third of a query's CPU.
+    Each combination of arguments is compiled once: compiling is a third of a query's CPU time.
     """
 
     @lru_cache(maxsize=256)  # More than there are combinations.

@@ -27,11 +27,11 @@ from database.base import (
     unavailable,
 )
 
-# The longest time to connect, of a statement in the server, and of the network around it.
+# The longest time to connect, for the server to run a statement, and for the network besides.
 CONNECT_S, STATEMENT_S, NETWORK_S = 5.0, 4.0, 1.0
 # With less time left than this, nothing is sent.
-LEAST_S = 2 * NETWORK_S
-# The sleep before a retry is a random part of this, which doubles with each retry.
+MIN_TIME_LEFT_S = 2 * NETWORK_S
+# The sleep before a retry is random; its maximum starts at the first, doubles, ends at the second.
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
 # How long an idle connection stays open. The last one is never closed.
 IDLE_S = 60.0
@@ -41,9 +41,9 @@ SCHEMA_LOCK = 0x7461736B
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
 CANCELED = "The database took too long. Nothing has changed. Try again soon."
-UNKNOWN = (
+MAYBE_CHANGED = (
     "The database cannot be reached. The change may or may not have been made, at most once."
-    " Try again soon."
+    " Read the task before you try again."
 )
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
@@ -61,7 +61,7 @@ Stack = list[tuple[float, extensions.connection]]
 
 
 class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
-    """A stack of connections: as many as were needed at once, and the last one is used first."""
+    """A pool of connections, which are opened on demand, reused and closed when idle."""
 
     def __init__(self, url: str, schema: str, threads: int) -> None:
         super().__init__(url, threads=threads)
@@ -76,7 +76,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self._lookup: Future[dict[str, str]] | None = None
 
     def _connect(self) -> extensions.connection:
-        with time_limit(min(CONNECT_S, time_left() - LEAST_S)):
+        with time_limit(min(CONNECT_S, time_left() - MIN_TIME_LEFT_S)):
             connection = psycopg2.connect(
                 extensions.make_dsn(self.database, **self._addresses()),
                 client_encoding="UTF8",
@@ -93,7 +93,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         return connection
 
     def _addresses(self) -> dict[str, str]:
-        """Look up the hosts of the URL within the deadline, which libpq itself does not have.
+        """Look up the hosts of the URL within the deadline: libpq's own lookup has no limit.
 
         One lookup runs at a time, so a silent resolver holds one thread. Raises DRIVER_ERRORS.
         """
@@ -139,13 +139,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 self._push(stack, connection)
                 return Result(rows, was_retried=is_lost_write)
         canceled = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
-        raise unavailable(failure, UNKNOWN if is_lost_write else canceled) from failure
+        raise unavailable(failure, MAYBE_CHANGED if is_lost_write else canceled) from failure
 
     def _pop(self, *, is_delete: bool) -> tuple[Stack, extensions.connection]:
         """Take a connection from the stack, or open one. Raises DRIVER_ERRORS.
 
-        A dead connection costs a retry, which every statement but a DELETE recognizes. So before a
-        DELETE the socket is checked: the server closes a connection with a message.
+        A retried DELETE that finds no row cannot tell who deleted it. To avoid retries, a DELETE
+        does not use a connection with unread input: a server sends a message before it closes one.
         """
         while stack := self._stack:
             try:
@@ -167,7 +167,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             timer.start()
 
     def _close_idle(self) -> None:
-        """Close connections that were idle for IDLE_S, again and again while there are several."""
+        """Close connections that were idle for IDLE_S; `_push` starts this again if several are."""
         stack, until = self._stack, monotonic() - IDLE_S
         self._closes_idle = False
         with suppress(IndexError):  # Other threads use the stack at the same time.
@@ -176,7 +176,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             self._push(stack, stack.pop()[1])
 
     def _discard(self, stack: Stack, lost: extensions.connection) -> None:
-        """Close a lost connection, and start a new stack: the others are as old as it."""
+        """Close a lost connection, and forget the other ones: they are as old, and may be lost."""
         lost.close()
         if self._stack is stack:
             self._stack = []
@@ -208,9 +208,9 @@ class DeadlinePassed(psycopg2.OperationalError):
 
 
 def attempts() -> Iterator[None]:
-    """Repeat until the deadline, after a random sleep that grows."""
+    """Yield for each try until MIN_TIME_LEFT_S is left, with a growing random sleep in between."""
     longest = FIRST_SLEEP_S
-    while time_left() > LEAST_S:
+    while time_left() > MIN_TIME_LEFT_S:
         yield
         sleep(random() * longest)
         longest = min(2 * longest, MAX_SLEEP_S)
@@ -245,7 +245,7 @@ def addresses(parameters: Mapping[str, str]) -> dict[str, str]:
     for host, port in zip(hosts, ports, strict=True):
         try:
             infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if is_name(host) else []
-        except OSError as error:  # The other hosts may have one.
+        except OSError as error:  # Another host may resolve.
             failure = error
             continue
         found += [(host, str(info[4][0]), port) for info in infos] or [(host, "", port)]
@@ -256,16 +256,17 @@ def addresses(parameters: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_name(host: str) -> bool:
-    """Whether libpq would ask a resolver: not for an address, nor for the folder of a socket."""
+    """Whether `host` is a name to resolve: neither an IP address nor the folder of a socket."""
     with suppress(ValueError):
-        return not ip_address(host)
+        ip_address(host)
+        return False
     return bool(host) and host[0] not in "/@"
 
 
 def wait_for_server(connection: extensions.connection) -> None:
     """Wait for the server until the deadline, also while connecting.
 
-    libpq's connect_timeout does not end the wait for a peer that accepts and stays silent.
+    libpq's connect_timeout has no effect on a peer that accepts and then stays silent.
     https://www.psycopg.org/docs/extensions.html
     """
     while (state := connection.poll()) != extensions.POLL_OK:

@@ -1,4 +1,4 @@
-"""SQLite, for a laptop and for tests."""
+"""SQLite, for development and tests."""
 
 import fcntl
 import json
@@ -20,9 +20,9 @@ FileIdentity = tuple[int, int] | None
 
 
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
-    """Many readers, and one writer at a time from a fair queue."""
+    """Many readers at once, and one writer at a time."""
 
-    slot_wait_s = REQUEST_S / 2  # There is no network that could lose a response.
+    slot_wait_s = REQUEST_S / 2  # A busy file is never an outage: waiting helps.
 
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(
@@ -32,22 +32,22 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             pragmas={"synchronous": "full"},
             field_types={"TIMESTAMPTZ": "TEXT"},
         )
-        self._writing = threading.Lock()
+        self._write_lock = threading.Lock()
         # The database's file, its write-ahead log, and the file that a thread has open.
         self._file: FileIdentity = None
-        self._log: FileIdentity = None
+        self._wal: FileIdentity = None
         self._opened = threading.local()
         self.register_function(next_timestamp, "next_timestamp", 2)
         sqlite3.register_adapter(list, json.dumps)  # For json_each().
 
     def connect(self, reuse_if_open: bool = False) -> bool:
         file = self._file
-        # Checked before it is opened: SQLite would write an older file's log into a new one.
+        # Check before opening: SQLite would write the old file's log into a new file of this name.
         if file:
             self._check_file(file)
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
-        self._log = file_identity(f"{self.database}-wal")
+        self._wal = file_identity(f"{self.database}-wal")
         self._opened.file = file
         return connected
 
@@ -57,16 +57,16 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             raise sqlite3.OperationalError("the file was removed or replaced")
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Result:
-        # SQLite's own waiting for the lock is polling, in which some writers starve.
+        # SQLite itself waits for its lock by polling, and some writers would never get it.
         writes = not sql.startswith("SELECT")
-        if writes and not self._writing.acquire(timeout=REQUEST_S / 2):
+        if writes and not self._write_lock.acquire(timeout=REQUEST_S / 2):
             raise unavailable("the file is busy")
         try:
             if getattr(self._opened, "file", None) != self._file:
                 self.close()
             named = {**values, "now": rfc3339(datetime.now(UTC))}
             connection = self.connection()
-            # Checked before, too: the connection may have opened a file that is new.
+            # Check before the statement, too: the connection may have opened another file.
             self._check_file(self._opened.file)
             rows = read(connection.execute(sql, named))
             self._check_file(self._opened.file)
@@ -79,7 +79,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             raise unavailable(error) from error
         finally:
             if writes:
-                self._writing.release()
+                self._write_lock.release()
 
     def _has(self, table: str) -> bool:
         sql = "SELECT 1 FROM sqlite_master WHERE lower(name) = ?"
@@ -90,13 +90,13 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self.close()
         try:
             with folder_lock(Path(self.database).parent):
-                log = f"{self.database}-wal"
+                wal = f"{self.database}-wal"
                 if (
                     self._file not in {None, file_identity(self.database)}
-                    and file_identity(log) == self._log
+                    and file_identity(wal) == self._wal
                 ):
-                    for left in (log, f"{self.database}-shm"):
-                        Path(left).unlink(missing_ok=True)
+                    for leftover in (wal, f"{self.database}-shm"):
+                        Path(leftover).unlink(missing_ok=True)
                 self._file = None
                 self.execute_sql("PRAGMA journal_mode = WAL")
                 self._file = self._opened.file = file_identity(self.database)
@@ -122,7 +122,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def file_identity(file: str) -> FileIdentity:
-    """Identify a file, so that another one with its name can be told apart."""
+    """Identify a file by device and inode: a new file of the same name has another identity."""
     try:
         found = os.stat(file)
     except OSError:

@@ -1,8 +1,8 @@
 """Gunicorn's threaded worker, changed so that no thread waits for a client.
 
-The event loop reads a request, and gives it to a thread when it has arrived whole. What the client
-does not receive of the response at once, the loop sends later. So a slow client costs a socket and
-a bounded amount of memory, but no thread.
+The event loop reads a request, and gives it to a thread once it is complete. The loop also sends
+the part of a response that the client does not receive at once. So a slow client costs a socket
+and a bounded amount of memory, but no thread.
 """
 
 import re
@@ -24,12 +24,12 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from settings import MAX_BODY
 
-# The longest time for a request to arrive, for a client to receive the next part of a response, and
-# for a client to close after its last response; and the same while the worker stops.
+# WAIT_S limits the time for a whole request to arrive, for a client to take the next part of a
+# response, and for it to close after the last response. While the worker stops, STOP_S limits them.
 WAIT_S, STOP_S = 10.0, 2.0
-# The sizes of a chunked body with its framing, and of all that waits in the loop.
+# The largest chunked body with its framing, and the most data that may wait in the loop.
 MAX_CHUNKED_BYTES, MAX_WAITING_BYTES = 8 * MAX_BODY, 64 * 1024 * 1024
-# Received in one call, given to the parser at once, and the number of buffers sent in one call.
+# Bytes received in one call, bytes given to the parser at once, and buffers sent in one call.
 RECEIVE_BYTES, PARSE_BYTES, SEND_BUFFERS = 32 * 1024, 8 * 1024, 100
 
 FIELD = re.compile(
@@ -44,7 +44,7 @@ class Incoming:
     """The bytes that a client has sent, and where its request ends.
 
     Gunicorn's parser reads from here and validates the request. This class only finds the end (RFC
-    9112, sections 6.3 and 7.1), and leaves a request without an end to the parser.
+    9112, sections 6.3 and 7.1), and lets the parser refuse a malformed one.
     """
 
     def __init__(self, max_head: int) -> None:
@@ -63,13 +63,13 @@ class Incoming:
         return self
 
     def __next__(self) -> bytes:
-        """Return the head, then pieces of the body. An empty piece means the end to the parser."""
+        """Return the head, then pieces of the body. The parser reads an empty piece as the end."""
         size, self._head = self._head or PARSE_BYTES, 0
         piece = bytes(self.data[:size])
         del self.data[:size]
         return piece
 
-    def is_enough(self) -> bool:
+    def can_parse(self) -> bool:
         """Whether the parser can start: with a whole request (`is_whole`), or a bad one."""
         if not self._head:
             begin = max(0, self._searched - 3)
@@ -158,18 +158,18 @@ class Connection(TConn):
 
 
 class Worker(ThreadWorker):
-    """A worker whose loop has every connection, except while a thread handles a request."""
+    """A worker whose event loop holds every connection that no thread is handling."""
 
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:
         super().check_config(cfg, log)
         if cfg.is_ssl:
-            raise SystemExit("certfile, keyfile: not supported, let a proxy in front end TLS")
+            raise SystemExit("certfile, keyfile: not supported; use a proxy that terminates TLS")
 
     def init_process(self) -> None:
-        # Connections that wait for their client, each with its deadline, in that order.
+        # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
-        # A platform that waits too long for /health restarts the service.
+        # /health has its own thread: platforms restart a service that answers it too late.
         self.health = ThreadPoolExecutor(1)
         super().init_process()
 
@@ -201,8 +201,8 @@ class Worker(ThreadWorker):
             incoming.data.clear()
         if ends and not incoming.data:
             self.drop(conn)
-        elif incoming.is_enough() or ends:
-            self.leave(conn)
+        elif incoming.can_parse() or ends:
+            self.stop_waiting(conn)
             threads = self.health if HEALTH.match(incoming.data) else self.tpool
             future = threads.submit(self.handle, conn)
             future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
@@ -245,7 +245,7 @@ class Worker(ThreadWorker):
             super().finish_request(conn, fs)
 
     def send(self, conn: Connection, answered: Future[bool]) -> None:
-        self.leave(conn)
+        self.stop_waiting(conn)
         try:
             conn.sock.flush()
         except OSError:
@@ -254,7 +254,7 @@ class Worker(ThreadWorker):
             self.finish_request(conn, answered)
 
     def linger(self, conn: Connection) -> None:
-        """Close after the client, which otherwise may lose the response (RFC 9112, section 9.6)."""
+        """Let the client close first, or it may lose the response (RFC 9112, section 9.6)."""
         conn.incoming.data.clear()
         try:
             conn.sock.shutdown(socket.SHUT_WR)
@@ -274,21 +274,21 @@ class Worker(ThreadWorker):
         self.drop(conn)
 
     def wait(self, conn: Connection, event: int, callback: Callable[[Connection], object]) -> None:
-        """Call `callback` when the client is ready, for WAIT_S at most."""
+        """Call `callback` each time the client is ready. Its bytes do not extend WAIT_S."""
         self.poller.register(conn.sock, event, lambda _: callback(conn))
         self.waiting[conn] = monotonic() + WAIT_S
 
-    def leave(self, conn: Connection) -> None:
+    def stop_waiting(self, conn: Connection) -> None:
         if self.waiting.pop(conn, None):
             self.poller.unregister(conn.sock)
 
     def drop(self, conn: Connection) -> None:
-        self.leave(conn)
+        self.stop_waiting(conn)
         self.nr_conns -= 1
         conn.close()
 
     def murder_pending(self) -> None:
-        """Drop connections past their deadline, and the oldest ones if there are too many."""
+        """Drop connections past their deadline, and the oldest if too many wait (an override)."""
         now = monotonic() + (0.0 if self.alive else WAIT_S - STOP_S)
         held = sum(conn.size for conn in self.waiting)
         while self.waiting:

@@ -9,7 +9,7 @@ from support.server import Server, User
 
 LISTED = "http://localhost:3000"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
-SENT = {
+ALLOWED_HEADERS = {
     "Authorization",
     "Content-Type",
     "Idempotency-Key",
@@ -28,7 +28,7 @@ def preflight(user: User, origin: str, method: str = "PATCH") -> requests.Respon
     headers = {
         "Origin": origin,
         "Access-Control-Request-Method": method,
-        "Access-Control-Request-Headers": ", ".join(SENT).lower() + ", x-other",
+        "Access-Control-Request-Headers": ", ".join(ALLOWED_HEADERS).lower() + ", x-other",
     }
     return user.options("/tasks", headers=headers)
 
@@ -44,7 +44,7 @@ def test_a_preflight_of_a_listed_origin_passes(user: User, method: str) -> None:
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
     assert names(response.headers["Access-Control-Allow-Methods"]) == METHODS
-    assert names(response.headers["Access-Control-Allow-Headers"]) == SENT
+    assert names(response.headers["Access-Control-Allow-Headers"]) == ALLOWED_HEADERS
     # Chromium asks again after two hours, whatever a server says.
     assert response.headers["Access-Control-Max-Age"] == "7200"
     assert "Origin" in response.headers["Vary"]

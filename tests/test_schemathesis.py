@@ -17,12 +17,12 @@ from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
 from support.server import ROOT, Server
 
-from resources import NO_CURSOR
+from resources import NOT_A_CURSOR
 
 SECRET = "a secret of more than 32 bytes, for tests"
 # What depends on what was there before, which no schema can say.
 REFUSED_BY_STATE = {
-    f"cursor: {NO_CURSOR}",
+    f"cursor: {NOT_A_CURSOR}",
     "Idempotency-Key: it belongs to a task with other content.",
 }
 

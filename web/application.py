@@ -35,7 +35,7 @@ class Application(Flask):
 
 
 class OrjsonProvider(JSONProvider):
-    """Flask's JSON, by orjson."""
+    """Flask's JSON provider, with orjson."""
 
     def dumps(self, obj: Any, **_: Any) -> str:
         return orjson.dumps(obj).decode()
@@ -49,7 +49,7 @@ class OrjsonProvider(JSONProvider):
 
 
 def refuse_other_spellings() -> None:
-    """Refuse what Werkzeug would treat as another request.
+    """Refuse a request that Werkzeug would read as a different request.
 
     Raises NotFound for a path that is not UTF-8, because Werkzeug decodes two such paths to one
     user, and MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).

@@ -60,7 +60,7 @@ TOKEN_PROBLEMS = (401, 403)
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """Documents each header and each error of an operation, beside what smorest documents."""
+    """A blueprint that also documents the headers and the errors of its operations."""
 
     ARGUMENTS_PARSER = StrictParser()
 
@@ -71,9 +71,9 @@ class Blueprint(flask_smorest.Blueprint):
         errors: tuple[int, ...] = (),
         **options: Any,
     ) -> None:
-        """Make a blueprint of which each operation can have these `errors`.
+        """Make a blueprint. Each of its operations can return these `errors`.
 
-        `guard` runs before every operation, to refuse whoever may not call it.
+        `guard` runs before every operation, and refuses a caller without permission.
         """
         super().__init__(*arguments, **options)
         self._errors = errors
@@ -85,10 +85,10 @@ class Blueprint(flask_smorest.Blueprint):
     def operation(
         self, name: str, *headers: str, errors: tuple[int, ...] = ()
     ) -> Callable[[View], View]:
-        """Name an operation, the request headers it reads, and errors that do not follow from it.
+        """Document an operation: its name, the request headers it reads, and further errors.
 
-        From what it takes follow 401 and 403 (a guard), 304 (If-None-Match), 412 (If-Match), 413
-        and 415 (a body), and 422 (a body or a query).
+        Documented without naming them: 401 and 403 (a guard), 304 (If-None-Match), 412 (If-Match),
+        413 and 415 (a body), and 422 (a body or a query).
         """
 
         def document(view: View) -> View:
@@ -176,7 +176,7 @@ class Api(flask_smorest.Api):
         )
         for status in statuses:
             content: dict[str, Any] = {"schema": problems.ProblemSchema}
-            if status != 422:  # The schema's own example is one.
+            if status != 422:  # The example of ProblemSchema is a 422.
                 content["example"] = problems.example(status)
             components.response(
                 response_name(status),

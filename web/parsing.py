@@ -17,10 +17,10 @@ BODY_MESSAGES = {"type": "Expected a JSON object."}
 
 
 class BodySchema(ma.Schema):
-    """The shape of a JSON object; fields that it does not know are ignored."""
+    """The schema of a JSON object. Unknown fields are ignored."""
 
     required_fields: ClassVar[Collection[str]] = ()
-    # Whether a request may do without a body.
+    # Whether a request may have no body.
     optional: ClassVar[bool] = False
     error_messages = BODY_MESSAGES
 
@@ -33,7 +33,7 @@ class BodySchema(ma.Schema):
 
 
 class StrictParser(FlaskParser):
-    """A parser that refuses a body that is not JSON. webargs treats it as empty."""
+    """A parser that refuses a body that is not JSON; webargs itself treats such a body as empty."""
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Raises BadRequest, RequestEntityTooLarge or UnsupportedMediaType."""
@@ -52,7 +52,7 @@ class StrictParser(FlaskParser):
             raise BadRequest(f"The body is not JSON in UTF-8: {place}.") from error
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, str]:
-        """Keep bytes that are not UTF-8 as surrogates in the values: the fields refuse them."""
+        """Decode bytes that are not UTF-8 to surrogates, which the fields then refuse."""
         query = req.query_string.decode(errors="surrogateescape")
         return dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
 
@@ -77,10 +77,10 @@ def read_body(request: Request) -> bytes:
         raise RequestEntityTooLarge
     try:
         body: bytes = request.environ["wsgi.input"].read(MAX_BODY + 1 if length is None else length)
-    except Exception as error:  # A broken chunk raises what the server likes.
-        raise BadRequest("The body was cut short.") from error
+    except Exception as error:  # Each server raises its own error for a broken chunk.
+        raise BadRequest("The body is incomplete.") from error
     if len(body) > MAX_BODY:
         raise RequestEntityTooLarge
     if length not in {None, len(body)}:
-        raise BadRequest("The body was cut short.")
+        raise BadRequest("The body is incomplete.")
     return body

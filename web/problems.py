@@ -22,7 +22,7 @@ DETAILS = {
     413: "The body is larger than 128 KiB.",
     415: "The body must be JSON, uncompressed, with the header Content-Type: application/json.",
     422: "A field, a parameter or a header is not valid.",
-    500: "The server failed. Its log has the cause under this request id.",
+    500: "The server failed. Its log has the cause: search for the request id.",
     503: "The database cannot be reached. Try again soon.",
 }
 
@@ -44,7 +44,7 @@ class ProblemSchema(ma.Schema):
         keys=ma.fields.String(),
         values=ma.fields.List(ma.fields.String()),
         metadata={
-            "description": "Only for validation: the messages for each field or parameter.",
+            "description": "Only for invalid input: messages by field, parameter or header.",
             "example": {"title": ["Shorter than minimum length 1."]},
         },
     )

@@ -19,7 +19,7 @@ class TimestampField(Field):
 
 
 def up(migrator: Any, db: Database) -> None:
-    # By code point, whatever the database's locale is, as SQLite does by itself.
+    # Sort by code point in every locale, as SQLite does.
     collation = '"C"' if isinstance(db, PostgresqlDatabase) else None
 
     class Task(Model):

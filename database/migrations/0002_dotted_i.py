@@ -1,11 +1,11 @@
-"""Search counts İ and ı as i: what was folded before gets folded again."""
+"""Search now treats İ and ı as i: fold the stored texts with these letters again."""
 
 from typing import Any
 
 from peewee import Database
 
 WITH = "{0} <> replace(replace({0}, 'İ', ''), 'ı', '')"
-# Folding made i and this of İ; a text that has it by itself keeps it.
+# The old folding turned İ into i and this dot. A dot that the text itself has must stay.
 DOT = "\u0307"
 
 
