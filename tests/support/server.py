@@ -18,6 +18,8 @@ import psutil
 import psycopg2
 import requests
 
+from support.process import Forked
+
 ROOT = Path(__file__).parent.parent.parent
 MIGRATIONS = sorted(file.stem for file in (ROOT / "database" / "migrations").glob("*.py"))
 # What `flask --app app migrate` says of an empty database.
@@ -42,17 +44,20 @@ class Server:
         self.folder = folder
         self.log_file = folder / "log"
         inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        inherited["PYTHONPATH"] = str(ROOT)
-        command = [*before, sys.executable, "-m", "gunicorn", app, *arguments]
-        command += ["-c", str(config), "-b", "127.0.0.1:0"]
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=inherited | environment,
-                stdout=output or log,
-                stderr=output or log,
-            )
+        inherited["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+        arguments = ("gunicorn", app, *arguments, "-c", str(config), "-b", "127.0.0.1:0")
+        self.log_file.write_bytes(b"")
+        if not (before or output):
+            self.process = Forked([*arguments], folder, inherited | environment, self.log_file)
+        else:
+            with self.log_file.open("wb") as log:
+                self.process = subprocess.Popen(
+                    [*before, sys.executable, "-m", *arguments],
+                    cwd=folder,
+                    env=inherited | environment,
+                    stdout=output or log,
+                    stderr=output or log,
+                )
         self.started.append(self)
 
     def wait(self) -> "Server":
@@ -153,7 +158,7 @@ def new_database(postgres: str) -> str:
     with closing(psycopg2.connect(postgres)) as connection:
         connection.autocommit = True
         connection.cursor().execute(f"CREATE DATABASE {name}")
-    return postgres.replace("/postgres?", f"/{name}?")
+    return f"{postgres.removesuffix('/postgres')}/{name}"
 
 
 def change_by_hand(database_url: str, sql: str) -> None:

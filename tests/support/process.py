@@ -1,0 +1,65 @@
+"""Gunicorn in a process that is forked from one which has the packages imported already.
+
+Importing them is most of the time that a start takes. The application, its settings and Gunicorn's
+are imported by each process itself, in its own folder and environment.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+PACKAGES = [
+    *("apispec.ext.marshmallow", "click", "environs", "flask", "flask_smorest", "gunicorn.util"),
+    *("jwt", "cryptography.hazmat.primitives.asymmetric.ec", "http.client", "marshmallow"),
+    *("orjson", "peewee", "playhouse.migrations", "psycopg2", "webargs.flaskparser", "runpy"),
+]
+forkserver = get_context("forkserver")
+forkserver.set_forkserver_preload(PACKAGES)
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
+    """Become `python -m COMMAND` in this folder and environment, with `log` as its output."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    ours = {str(folder.parent) for folder in Path(__file__).parents[:2]}
+    paths = environment["PYTHONPATH"].split(os.pathsep)
+    sys.path[:] = [str(folder), *paths, *(path for path in sys.path if path not in ours)]
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
+    sys.argv[:] = command
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+
+
+class Forked:
+    """What a test needs of subprocess.Popen."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._process = forkserver.Process(target=run, args=arguments)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("gunicorn", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
