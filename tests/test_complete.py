@@ -34,6 +34,7 @@ def test_with_a_value_it_sets(user: User, value: bool) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "true", [], {}])
+@pytest.mark.one_database
 def test_any_other_value_is_refused(user: User, value: object) -> None:
     task = user.create()
     response = user.patch(f"/tasks/{task['id']}/complete", json={"completed": value})

@@ -7,6 +7,7 @@ import pytest
 import requests
 from support.server import Server, User
 
+pytestmark = pytest.mark.one_database
 LISTED = "http://localhost:3000"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 ALLOWED_HEADERS = {

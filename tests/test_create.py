@@ -75,6 +75,7 @@ def test_descriptions_are_kept_as_they_are(user: User, description: str | None) 
         ({"title": "x", "completed": None}, "completed", "Must not be null."),
     ],
 )
+@pytest.mark.one_database
 def test_what_is_not_a_task_is_refused(user: User, body: object, field: str, message: str) -> None:
     response = user.post("/tasks", json=body)
     assert response.status_code == 422
@@ -85,6 +86,7 @@ def test_what_is_not_a_task_is_refused(user: User, body: object, field: str, mes
 
 
 @pytest.mark.parametrize("body", ["[]", '[{"title": "x"}]', '"x"', "null", "5", "true"])
+@pytest.mark.one_database
 def test_what_is_no_object_is_refused(user: User, body: str) -> None:
     response = user.post("/tasks", data=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
@@ -93,6 +95,7 @@ def test_what_is_no_object_is_refused(user: User, body: str) -> None:
     assert user.tasks() == []
 
 
+@pytest.mark.one_database
 def test_what_is_no_json_is_found_by_its_place(user: User) -> None:
     response = user.post(
         "/tasks", data='{\n"title": }', headers={"Content-Type": "application/json"}
@@ -101,6 +104,7 @@ def test_what_is_no_json_is_found_by_its_place(user: User) -> None:
     assert response.json()["detail"] == "The body is not JSON in UTF-8: line 2, column 10."
 
 
+@pytest.mark.one_database
 def test_every_wrong_field_is_named(user: User) -> None:
     problem = user.post("/tasks", json={"title": "", "completed": 1}).json()
     assert set(problem["errors"]) == {"title", "completed"}

@@ -11,6 +11,7 @@ from support.server import Server, User
 
 from resources import TaskSchema
 
+pytestmark = pytest.mark.one_database
 OPERATIONS = {
     "listTasks": ("get", "/api/{user_id}/tasks", {200, 304, 400, 404, 422, 500, 503}),
     "createTask": ("post", "/api/{user_id}/tasks", {200, 201, 400, 404, 413, 415, 422, 500, 503}),
@@ -122,6 +123,7 @@ def test_request_headers_and_bodies_are_documented(document: dict[str, Any]) -> 
     assert not document["paths"][task + "/complete"]["patch"]["requestBody"]["required"]
 
 
+@pytest.mark.both_databases
 def test_a_new_task_is_linked_to_all_that_can_be_done_with_it(
     user: User, document: dict[str, Any]
 ) -> None:
@@ -179,6 +181,7 @@ def test_input_shapes_demand_only_what_is_needed(document: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("completed", [True, False])
 @pytest.mark.parametrize("description", [None, "", "text", "\U0001f600" * 5000])
+@pytest.mark.both_databases
 def test_what_is_sent_is_what_the_schema_says(
     user: User, description: str | None, completed: bool
 ) -> None:
@@ -217,6 +220,7 @@ def test_the_root_leads_to_the_docs(server: Server) -> None:
     assert (response.status_code, response.headers["Location"]) == (302, "/docs")
 
 
+@pytest.mark.both_databases
 def test_the_examples_work_as_they_stand(user: User, document: dict[str, Any]) -> None:
     def example(name: str) -> dict[str, Any]:
         properties = document["components"]["schemas"][name]["properties"]

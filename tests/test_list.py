@@ -295,6 +295,7 @@ def cursor(text: str) -> str:
         "sort=title&" + cursor("title asc x x"),
     ],
 )
+@pytest.mark.one_database
 def test_a_bad_parameter_is_named(user: User, query: str) -> None:
     name = query.rpartition("&")[2].partition("=")[0]
     response = user.get(f"/tasks?{query}")
@@ -317,6 +318,7 @@ def test_a_bad_parameter_is_named(user: User, query: str) -> None:
         ("cursor=x", "Not a cursor of this list: take it from the Link header."),
     ],
 )
+@pytest.mark.one_database
 def test_a_bad_parameter_is_explained(user: User, query: str, words: str) -> None:
     name = query.partition("=")[0]
     problem = user.get(f"/tasks?{query}").json()

@@ -73,6 +73,7 @@ def test_a_key_lives_as_long_as_its_task(user: User) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä".encode(), "a\tb"])
+@pytest.mark.one_database
 def test_a_bad_key_is_refused(user: User, key: str | bytes) -> None:
     response = user.post("/tasks", json={"title": "x"}, headers={"Idempotency-Key": key})
     assert response.status_code == 422

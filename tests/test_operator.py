@@ -25,6 +25,7 @@ from support.commands import run_command
 from support.server import APPLIED, MIGRATIONS, ROOT, Server, User, change_by_hand, new_database
 
 from database.postgres import SCHEMA_LOCK
+from testbed.cluster import PASSWORD
 
 TIME = r"\d\d:\d\d:\d\d"
 
@@ -238,7 +239,7 @@ def test_migrate_waits_for_a_server_that_makes_the_schema_however_long(
 def guest(postgres: str) -> Iterator[tuple[str, str]]:
     """An empty database, as its owner and as a user who may not make tables."""
     url = new_database(postgres)
-    change_by_hand(url, "CREATE ROLE guest LOGIN")
+    change_by_hand(url, f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
     yield url, url.replace("//postgres:", "//guest:")
     change_by_hand(url, "DROP OWNED BY guest")
     change_by_hand(url, "DROP ROLE guest")

@@ -1,6 +1,7 @@
 """What an attacker or a careless client sends: never a 5xx, never HTML, never a change."""
 
 import json
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -192,6 +193,9 @@ HTTP = {
     ),
 }  # fmt: skip
 BY_THE_APPLICATION = BODIES | TYPES | SIZES | PATHS
+# Of the bodies, those that are wrong for a change as well.
+REFUSED_BY_EVERY_WRITE = [*TYPES, *SIZES, "an open brace", "an array"]
+REFUSED_BY_EVERY_WRITE.remove("chunks with no content")
 BY_THE_SERVER = {**HTTP, "a path over 8 kB": PATHS["a path over 8 kB"]}
 
 
@@ -201,6 +205,7 @@ def send(user: User, request: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 @pytest.mark.parametrize("name", [name for name in BY_THE_APPLICATION if name not in BY_THE_SERVER])
+@pytest.mark.one_database
 def test_the_application_refuses(user: User, name: str) -> None:
     request, expected = BY_THE_APPLICATION[name]
     kept = user.create("kept")
@@ -216,16 +221,9 @@ def test_the_application_refuses(user: User, name: str) -> None:
     assert user.tasks() == [kept]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *TYPES,
-        *(name for name in SIZES if name != "chunks with no content"),
-        "an open brace",
-        "an array",
-    ],
-)
+@pytest.mark.parametrize("name", REFUSED_BY_EVERY_WRITE)
 @pytest.mark.parametrize("method, suffix", [(b"PUT", ""), (b"PATCH", ""), (b"PATCH", "/complete")])
+@pytest.mark.one_database
 def test_a_task_is_as_it_was_after_a_body_that_is_refused(
     user: User, name: str, method: bytes, suffix: str
 ) -> None:
@@ -238,6 +236,7 @@ def test_a_task_is_as_it_was_after_a_body_that_is_refused(
 
 
 @pytest.mark.parametrize("name", BY_THE_SERVER)
+@pytest.mark.one_database
 def test_the_server_refuses_what_is_not_http(user: User, name: str) -> None:
     request, expected = BY_THE_SERVER[name]
     kept = user.create("kept")
@@ -245,6 +244,25 @@ def test_the_server_refuses_what_is_not_http(user: User, name: str) -> None:
     assert status == expected
     assert headers["connection"] == "close"
     assert user.tasks() == [kept]
+
+
+def test_what_is_refused_never_reaches_a_database(tmp_path: Path) -> None:
+    """It is refused in the same way where none is there, so that one is enough for the others."""
+    path = f"{{tasks}}/{uuid4()}".encode()
+    changes = [b"PUT " + path, b"PATCH " + path, b"PATCH " + path + b"/complete"]
+    refused = list((BY_THE_APPLICATION | HTTP).values())
+    for name in REFUSED_BY_EVERY_WRITE:
+        request, status = BY_THE_APPLICATION[name]
+        refused += [(request.replace(b"POST {tasks}", change, 1), status) for change in changes]
+    url = "postgresql://ann@127.0.0.1:1/tasks"
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as ann:
+        assert ann.get("/tasks?limit=1").status_code == 503
+        unlike = [
+            (request[:80], found, status)
+            for request, status in refused
+            if (found := send(ann, request)[0]) != status
+        ]
+    assert unlike == []
 
 
 @pytest.mark.parametrize(
@@ -298,6 +316,7 @@ def test_no_header_that_is_http_is_refused(user: User, headers: bytes) -> None:
     assert (status, answered["content-type"], body) == (200, "application/json", b"[]\n")
 
 
+@pytest.mark.one_database
 def test_a_broken_body_does_not_spoil_the_next_request(user: User) -> None:
     """What follows a body that could not be read must not be taken for a request."""
     smuggled = call(b"DELETE", f"/api/{user.name}/tasks/{uuid4()}".encode())
@@ -334,6 +353,7 @@ def test_the_host_header_decides_nothing(server: Server, host: bytes, status: in
         b"X-Forwarded-Prefix: /x",
     ],
 )
+@pytest.mark.one_database
 def test_no_header_moves_the_routes(server: Server, header: bytes) -> None:
     status, _, _ = server.send(call(b"GET", b"/health", header + b"\r\n"))
     assert status == 200

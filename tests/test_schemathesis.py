@@ -15,7 +15,7 @@ from schemathesis import Case, HookContext
 from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
-from support.server import ROOT, Server
+from support.server import ROOT, Server, new_database
 
 from resources import NOT_A_CURSOR
 
@@ -45,13 +45,31 @@ def filter_failure(context: HookContext, failure: Failure, case: Case, response:
     return True
 
 
-@pytest.fixture(scope="module", params=["open", "guarded"])
+slow = pytest.mark.slow
+
+
+# The guarded service has all that the open one has; PostgreSQL is the stricter of the two.
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("guarded", "postgres"),
+        *(
+            pytest.param(pair, marks=slow)
+            for pair in [("guarded", "sqlite"), ("open", "postgres"), ("open", "sqlite")]
+        ),
+    ],
+    ids=" on ".join,
+)
 def service(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, database_url: str
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    secret = {"JWT_SECRET": SECRET} if request.param == "guarded" else {}
+    protection, kind = request.param
     folder = tmp_path_factory.mktemp("service")
-    with Server(folder, DATABASE_URL=database_url, **secret) as server:
+    url = f"sqlite:///{folder}/tasks.db"
+    if kind == "postgres":
+        url = new_database(request.getfixturevalue("postgres"))
+    secret = {"JWT_SECRET": SECRET} if protection == "guarded" else {}
+    with Server(folder, DATABASE_URL=url, **secret) as server:
         yield server
 
 
@@ -61,8 +79,8 @@ def service(
     "options",
     [
         pytest.param("--phases=examples,coverage", id="short"),
-        pytest.param("--phases=fuzzing --max-examples=100", marks=pytest.mark.slow, id="fuzzing"),
-        pytest.param("--phases=stateful --max-time=30", marks=pytest.mark.slow, id="stateful"),
+        pytest.param("--phases=fuzzing --max-examples=100", marks=slow, id="fuzzing"),
+        pytest.param("--phases=stateful --max-time=30", marks=slow, id="stateful"),
     ],
 )
 def test_schemathesis_finds_nothing(service: Server, tmp_path: Path, options: str) -> None:

@@ -16,6 +16,7 @@ def test_all_is_well(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["a", "A-z_0.9:/+=@~", "x" * 128])
+@pytest.mark.one_database
 def test_a_safe_request_id_is_kept(user: User, given: str) -> None:
     for path in ("/tasks", "/tasks/1", "/nope"):
         response = user.get(path, headers={"X-Request-ID": given})
@@ -23,11 +24,13 @@ def test_a_safe_request_id_is_kept(user: User, given: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "a,b", "ä".encode(), "{x}"])
+@pytest.mark.one_database
 def test_any_other_is_replaced(user: User, given: str | bytes) -> None:
     response = user.get("/tasks", headers={"X-Request-ID": given})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
 
 
+@pytest.mark.one_database
 def test_every_answer_has_an_id_of_its_own(user: User) -> None:
     ids = {user.get("/tasks").headers["X-Request-ID"] for _ in range(20)}
     assert len(ids) == 20
@@ -51,6 +54,7 @@ def test_every_request_is_one_line_of_the_log(user: User) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "/"])
+@pytest.mark.one_database
 def test_the_line_has_the_path_in_its_own_letters(server: Server, end: str) -> None:
     start = server.log_file.stat().st_size
     assert requests.get(f"{server.url}/api/用户/tasks{end}").status_code == 200
@@ -66,6 +70,7 @@ def test_the_line_has_the_path_in_its_own_letters(server: Server, end: str) -> N
         b"GET / HTTP/1.1\r\nTransfer-Encoding: secret5\r\n\r\n",
     ],
 )
+@pytest.mark.one_database
 def test_what_is_no_http_is_not_quoted_in_the_log(server: Server, request_: bytes) -> None:
     start = server.log_file.stat().st_size
     assert 400 <= server.send(request_)[0] <= 501

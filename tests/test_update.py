@@ -83,6 +83,7 @@ def test_unknown_fields_are_ignored(user: User, method: str) -> None:
         ([], "body"),
     ],
 )
+@pytest.mark.one_database
 def test_what_is_wrong_is_refused(user: User, method: str, change: object, field: str) -> None:
     task = user.create("Old")
     response = user.request(method, f"/tasks/{task['id']}", json=change)
@@ -92,6 +93,7 @@ def test_what_is_wrong_is_refused(user: User, method: str, change: object, field
 
 
 @both
+@pytest.mark.one_database
 def test_no_body_at_all_is_a_400(user: User, method: str) -> None:
     task = user.create()
     assert user.request(method, f"/tasks/{task['id']}").status_code == 400

@@ -10,25 +10,30 @@ from uuid import uuid4
 import pytest
 from support.network import Network
 
-from testbed.cluster import PASSWORD, Cluster, free_port
+from testbed.cluster import FAST, PASSWORD, Cluster, free_port
 
 
 @pytest.fixture(scope="session")
-def cluster(folder: Path, postgres: str) -> Iterator[Cluster]:
-    place = folder / "cluster"
-    place.mkdir()
-    place.chmod(0o755)
-    cluster = Cluster(place)
-    cluster.start()
+def own_cluster(folder: Path) -> Iterator[Cluster]:
+    (folder / "cluster").mkdir(mode=0o755)
+    cluster = Cluster(folder / "cluster", *FAST)
     yield cluster
     if cluster.running:
         cluster.stop("immediate")
 
 
 @pytest.fixture
-def database(cluster: Cluster) -> str:
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """The one that all tests use, unless this one stops it, or kills who is connected."""
+    name = "own" if request.node.get_closest_marker("stops_postgres") else "running"
+    cluster: Cluster = request.getfixturevalue(f"{name}_cluster")
     if not cluster.running:
         cluster.start()
+    return cluster
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> str:
     return cluster.new_database()
 
 

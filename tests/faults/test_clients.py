@@ -33,8 +33,18 @@ SLOW = {
 }
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, running_cluster: Cluster) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("clients")
+    url = running_cluster.url(running_cluster.new_database())
+    with Server(folder, DATABASE_URL=url) as server:
+        yield server
+        assert server.stop() == 0
+    assert '"level":"error"' not in server.log_file.read_text()
+
+
 @pytest.fixture
-def server(tmp_path: Path, cluster: Cluster, database: str) -> Iterator[Server]:
+def own_server(tmp_path: Path, cluster: Cluster, database: str) -> Iterator[Server]:
     with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
         yield server
         assert server.stop() == 0
@@ -111,9 +121,11 @@ def read(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 @pytest.mark.slow
-def test_1200_slow_clients_of_every_kind(server: Server, cluster: Cluster, database: str) -> None:
+def test_1200_slow_clients_of_every_kind(
+    own_server: Server, cluster: Cluster, database: str
+) -> None:
     """All at once: ten for each thread that there is."""
-    with User(server, "slow") as user:
+    with User(own_server, "slow") as user:
         user.create(description="x" * 5000)
     for _ in range(10):  # What they list has five megabytes, more than a socket takes.
         cluster.execute(
@@ -124,11 +136,11 @@ def test_1200_slow_clients_of_every_kind(server: Server, cluster: Cluster, datab
     with ExitStack() as stack:
         for kind, (first, drip) in SLOW.items():
             number = 20 if kind == "never reading" else 200
-            stack.enter_context(Clients(server, number, first, drip))
-        health = slowest(server, 2)
-        tasks = slowest(server, 2, "/api/other/tasks")
-        most = memory(server)
-        gone = eventually(lambda: held(server) == 0, 14)
+            stack.enter_context(Clients(own_server, number, first, drip))
+        health = slowest(own_server, 2)
+        tasks = slowest(own_server, 2, "/api/other/tasks")
+        most = memory(own_server)
+        gone = eventually(lambda: held(own_server) == 0, 14)
     print(
         f"\n200 each of {', '.join(SLOW)}: /health {health:.3f} s at most, tasks {tasks:.3f} s,"
         f" memory {most:.0f} MiB, all closed after another {gone:.1f} s"
@@ -137,23 +149,23 @@ def test_1200_slow_clients_of_every_kind(server: Server, cluster: Cluster, datab
 
 
 @pytest.mark.slow
-def test_more_silent_connections_than_there_may_be(server: Server) -> None:
+def test_more_silent_connections_than_there_may_be(own_server: Server) -> None:
     """The oldest are closed in favor of new ones."""
-    with Clients(server, 2500, b"GET") as clients:
-        health = slowest(server, 3)
-        most = held(server)
+    with Clients(own_server, 2500, b"GET") as clients:
+        health = slowest(own_server, 3)
+        most = held(own_server)
     print(f"\n{len(clients.open)} silent connections, {most} held: /health {health:.3f} s at most")
     assert most <= 2010
     assert health < 0.5
 
 
 @pytest.mark.slow
-def test_1000_requests_sent_by_half(server: Server) -> None:
+def test_1000_requests_sent_by_half(own_server: Server) -> None:
     half = HEAD + b"Content-Length: 131072\r\n\r\n" + b" " * 131_000
-    before = memory(server)
-    with Clients(server, 1000, half):
-        after = memory(server)
-        health = slowest(server, 1)
+    before = memory(own_server)
+    with Clients(own_server, 1000, half):
+        after = memory(own_server)
+        health = slowest(own_server, 1)
     print(
         f"\n1,000 half-sent requests of 128 KiB: {before:.0f} MiB before, {after:.0f} MiB with"
         f" them, /health {health:.3f} s at most"
@@ -167,9 +179,9 @@ def memory(server: Server) -> float:
     return sum(p.memory_info().rss for p in [master, *master.children()]) / 2**20
 
 
-def test_health_in_an_overload(server: Server, cluster: Cluster, database: str) -> None:
+def test_health_in_an_overload(own_server: Server, cluster: Cluster, database: str) -> None:
     """200 requests at once for a table that somebody has locked."""
-    with User(server, "ann") as user:
+    with User(own_server, "ann") as user:
         user.create()
     locker = threading.Event()
 
@@ -182,20 +194,20 @@ def test_health_in_an_overload(server: Server, cluster: Cluster, database: str) 
     thread = threading.Thread(target=lock)
     thread.start()
     locker.wait()
-    with Clients(server, 200, GET_TASKS + b"\r\n"):
-        health = slowest(server, 1.5)
+    with Clients(own_server, 200, GET_TASKS + b"\r\n"):
+        health = slowest(own_server, 1.5)
     thread.join()
     print(f"\n200 requests for a locked table: /health {health:.3f} s at most")
     assert health < 0.5
 
 
 @pytest.mark.parametrize("kind", ["dripping a head", "silent", "never closing"])
-def test_a_stop_does_not_wait_for_slow_clients(server: Server, kind: str) -> None:
-    with Clients(server, 20, *SLOW[kind]):
+def test_a_stop_does_not_wait_for_slow_clients(own_server: Server, kind: str) -> None:
+    with Clients(own_server, 20, *SLOW[kind]):
         time.sleep(0.2)
         start = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        code = server.process.wait(9)
+        own_server.process.send_signal(signal.SIGTERM)
+        code = own_server.process.wait(9)
         took = time.monotonic() - start
     print(f"\nSIGTERM with 20 {kind}: {took:.2f} s")
     assert code == 0

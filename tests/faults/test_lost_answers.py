@@ -12,18 +12,18 @@ from testbed.cluster import Cluster
 
 
 @pytest.fixture(scope="module")
-def network(cluster: Cluster) -> Iterator[Network]:
-    network = Network(cluster.port)
+def network(running_cluster: Cluster) -> Iterator[Network]:
+    network = Network(running_cluster.port)
     yield network
     network.close()
 
 
 @pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory, cluster: Cluster, network: Network
+    tmp_path_factory: pytest.TempPathFactory, running_cluster: Cluster, network: Network
 ) -> Iterator[Server]:
     folder: Path = tmp_path_factory.mktemp("lost")
-    url = cluster.url(cluster.new_database(), network.port)
+    url = running_cluster.url(running_cluster.new_database(), network.port)
     with Server(folder, DATABASE_URL=url) as server:
         yield server
     assert '"level":"error"' not in server.log_file.read_text()

@@ -52,6 +52,7 @@ def watched_health(server: Server, going: Callable[[], bool]) -> float:
     return longest
 
 
+@pytest.mark.stops_postgres
 def test_a_connection_that_was_cut_while_idle_is_not_used(
     server: Server, cluster: Cluster, network: Network
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_connection_that_was_cut_while_idle_is_not_used(
             assert user.delete(f"/tasks/{uuid4()}").status_code == 404
 
 
+@pytest.mark.stops_postgres
 def test_no_database_at_the_start(tmp_path: Path, cluster: Cluster, database: str) -> None:
     cluster.stop("immediate")
     began = time.monotonic()
@@ -115,6 +117,7 @@ def watched_ready(server: Server, end: float) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.stops_postgres
 def test_a_restart_under_load(server: Server, cluster: Cluster, mode: str) -> None:
     with Load(server) as load:
         time.sleep(1)
@@ -134,6 +137,7 @@ def test_a_restart_under_load(server: Server, cluster: Cluster, mode: str) -> No
     assert set(before) <= {200, 201}
 
 
+@pytest.mark.stops_postgres
 def test_every_backend_killed_every_50_ms(server: Server, cluster: Cluster) -> None:
     with Load(server) as load:
         killed = 0
@@ -349,6 +353,7 @@ def test_no_word_of_the_password(tmp_path: Path, cluster: Cluster, database: str
     assert "database unavailable" in seen
 
 
+@pytest.mark.stops_postgres
 def test_the_schema_is_made_once_by_many_clients(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:

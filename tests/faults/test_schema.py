@@ -110,6 +110,7 @@ def test_a_table_task_of_somebody_else_stops_the_start(
     )
 
 
+@pytest.mark.stops_postgres
 def test_a_table_of_somebody_else_that_is_found_later_is_a_503(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_write_that_nobody_answers_leaves_nothing_behind(
     assert max(answer.elapsed.total_seconds() for answer in answers) < 8
 
 
+@pytest.mark.stops_postgres
 def test_an_outage_is_answered_and_survived(
     server: Server, cluster: Cluster, database: str
 ) -> None:

@@ -28,6 +28,7 @@ def quiet(server: Server) -> None:
     assert '"level":"error"' not in log and "Traceback" not in log and PASSWORD not in log
 
 
+@pytest.mark.stops_postgres
 def test_a_server_that_was_demoted_is_left_for_the_new_one(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
