@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -117,7 +116,10 @@ class Deployed(Server):
 
     def __init__(self, folder: Path, programs: Path, environment: dict[str, str]) -> None:
         self.folder = folder / "app"
-        shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(".*", "tests", "*.db*"))
+        self.folder.mkdir()
+        for entry in ROOT.iterdir():
+            if not entry.match(".*") and not entry.match("*.db*") and entry.name != "tests":
+                (self.folder / entry.name).symlink_to(entry)
         self.log_file = folder / "log"
         self.environment = {
             "PATH": f"{programs}:/usr/bin:/bin",

@@ -22,6 +22,7 @@ import psycopg2
 import pytest
 import requests
 from support.commands import run_command
+from support.process import run_to_its_end
 from support.server import APPLIED, MIGRATIONS, ROOT, Server, User, change_by_hand, new_database
 
 from database.postgres import SCHEMA_LOCK
@@ -83,14 +84,8 @@ each_database = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], 
 
 
 def flask(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flask", "--app", "app", *arguments],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]} | environment,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    environment |= {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    return run_to_its_end(folder, "flask", "--app", "app", *arguments, **environment)
 
 
 def test_a_terminal_shows_requests_as_text(terminal: InTerminal) -> None:

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 import requests
 from support.network import Load, Network, eventually
-from support.server import MIGRATIONS, Server, User
+from support.server import HASTY, MIGRATIONS, Server, User
 
 from database.postgres import SCHEMA_LOCK
 from testbed.cluster import PASSWORD, Cluster
@@ -268,7 +268,7 @@ def test_the_schema_is_made_by_one_process_at_a_time(
 ) -> None:
     with closing(psycopg2.connect(cluster.url(database))) as first:
         first.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
-        with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server:
+        with Server(tmp_path, app=HASTY, DATABASE_URL=cluster.url(database)) as server:
             ready = requests.get(f"{server.url}/ready")
             assert ready.status_code == 503
             assert "being upgraded" in ready.json()["detail"]

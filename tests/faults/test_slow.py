@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 import requests
 from support.network import Load, Network, eventually
-from support.server import Server, User
+from support.server import HASTY, REAL, Server, User
 
 from testbed.cluster import Cluster
 
@@ -25,10 +25,25 @@ BACKENDS = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <
 
 
 @pytest.fixture
-def server(tmp_path: Path, cluster: Cluster, database: str, network: Network) -> Iterator[Server]:
-    with Server(tmp_path, DATABASE_URL=cluster.url(database, network.port)) as server:
+def app(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", REAL)
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network, app: str
+) -> Iterator[Server]:
+    with Server(tmp_path, app=app, DATABASE_URL=cluster.url(database, network.port)) as server:
         yield server
     assert '"level":"error"' not in server.log_file.read_text()
+
+
+with_short_and_real_deadlines = pytest.mark.parametrize(
+    "app",
+    [HASTY, pytest.param(REAL, marks=pytest.mark.slow)],
+    ids=["short", "real"],
+    indirect=True,
+)
 
 
 @contextmanager
@@ -59,6 +74,7 @@ def most_backends(cluster: Cluster, database: str) -> Iterator[list[int]]:
         counter.join()
 
 
+@with_short_and_real_deadlines
 @pytest.mark.parametrize("tagged", [False, True], ids=["any tag", "If-Match"])
 def test_a_flip_of_a_row_that_is_locked_changes_nothing_and_says_so(
     server: Server, cluster: Cluster, database: str, tagged: bool
@@ -93,7 +109,7 @@ def test_a_write_that_waits_for_a_lock_and_gets_it_is_made_once(
         task = user.create()
         with locked(cluster, database, "LOCK TABLE task"):
             answer = pool.submit(user.request, method, f"/tasks/{task['id']}", json={"title": "y"})
-            time.sleep(2)
+            time.sleep(1)
         assert answer.result().status_code == 200
         assert [task["title"] for task in user.tasks()] == (["y"] if method == "PUT" else [])
 
@@ -141,6 +157,7 @@ def test_a_write_that_nobody_answers_leaves_nothing_behind(
     assert max(answer.elapsed.total_seconds() for answer in answers) < 8
 
 
+@with_short_and_real_deadlines
 @pytest.mark.stops_postgres
 def test_an_outage_is_answered_and_survived(
     server: Server, cluster: Cluster, database: str

@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 import requests
 from support.network import Load, Network, eventually
-from support.server import Server, User
+from support.server import HASTY, REAL, Server, User
 
 from database.postgres import Postgres
 from testbed.cluster import PASSWORD, Cluster
@@ -166,7 +166,7 @@ def test_a_server_whose_messages_are_not_utf_8(
     """At the start, and when it comes instead of another one."""
     network.upstream = foreigner.port
     url = cluster.url(database, network.port)
-    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+    with Server(tmp_path, app=HASTY, DATABASE_URL=url) as server, User(server, "ann") as user:
         assert requests.get(f"{server.url}/health").status_code == 200
         assert requests.get(f"{server.url}/ready").status_code == 503
         network.upstream = cluster.port
@@ -194,10 +194,13 @@ def silent_resolver(tmp_path: Path) -> Iterator[list[str]]:
         yield ["unshare", "--mount", "sh", "-c", mount, "sh"]
 
 
-def test_a_resolver_that_is_silent(tmp_path: Path, silent_resolver: list[str]) -> None:
+@pytest.mark.parametrize(
+    "app", [HASTY, pytest.param(REAL, marks=pytest.mark.slow)], ids=["short", "real"]
+)
+def test_a_resolver_that_is_silent(tmp_path: Path, silent_resolver: list[str], app: str) -> None:
     url = "postgresql://ann:secret@database.example.com/tasks"
     start = time.monotonic()
-    with Server(tmp_path, before=silent_resolver, DATABASE_URL=url) as server:
+    with Server(tmp_path, app=app, before=silent_resolver, DATABASE_URL=url) as server:
         started = time.monotonic() - start
         (worker, *_) = psutil.Process(server.process.pid).children()
         answers = [requests.get(f"{server.url}/api/ann/tasks") for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Gunicorn in a process that is forked from one which has the packages imported already.
+"""Python programs in a process that is forked from one which has the packages imported already.
 
 Importing them is most of the time that a start takes. The application, its settings and Gunicorn's
 are imported by each process itself, in its own folder and environment.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PACKAGES = [
     *("apispec.ext.marshmallow", "click", "environs", "flask", "flask_smorest", "gunicorn.util"),
@@ -21,18 +22,20 @@ forkserver = get_context("forkserver")
 forkserver.set_forkserver_preload(PACKAGES)
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
-    """Become `python -m COMMAND` in this folder and environment, with `log` as its output."""
+def run(
+    command: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path
+) -> None:
+    """Become `python -m COMMAND` in this folder and environment, with its output in two files."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     ours = {str(folder.parent) for folder in Path(__file__).parents[:2]}
     paths = environment["PYTHONPATH"].split(os.pathsep)
     sys.path[:] = [str(folder), *paths, *(path for path in sys.path if path not in ours)]
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    for standard in (1, 2):
+    for standard, file in ((1, output), (2, errors)):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(descriptor, standard)
-    os.close(descriptor)
+        os.close(descriptor)
     sys.argv[:] = command
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
@@ -51,7 +54,7 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("gunicorn", timeout or 0)
+            raise subprocess.TimeoutExpired("python", timeout or 0)
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
@@ -63,3 +66,17 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def run_to_its_end(
+    folder: Path, *command: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m COMMAND` in this folder, which leaves nothing else in it."""
+    with TemporaryDirectory() as outside:
+        output, errors = Path(outside, "output"), Path(outside, "errors")
+        process = Forked([*command], folder, environment, output, errors)
+        try:
+            code = process.wait(20)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())

@@ -1,0 +1,21 @@
+"""The application with deadlines that are a quarter of the real ones, for tests that wait for them.
+
+A test of the real ones is beside each, among the slow.
+"""
+
+from app import create_app
+from database import base, postgres, sqlite
+from server import worker
+
+DEADLINES = {
+    base: ["REQUEST_S", "SCHEMA_WAIT_S"],
+    postgres: ["CONNECT_S", "STATEMENT_S", "NETWORK_S", "MIN_TIME_LEFT_S"],
+    sqlite: ["REQUEST_S"],
+    worker: ["WAIT_S", "STOP_S"],
+}
+
+for module, names in DEADLINES.items():
+    for name in names:
+        setattr(module, name, getattr(module, name) / 4)
+
+__all__ = ["create_app"]
