@@ -314,8 +314,8 @@ def test_a_bad_parameter_is_named(user: User, query: str) -> None:
         ("order=x", "Must be one of: asc, desc."),
         ("search=" + "x" * 201, "Longer than maximum length 200."),
         ("search=%00", "Must not contain a NUL character."),
-        ("search=%ff", "Not valid UTF-8."),
-        ("cursor=x", "Not a cursor of this list: take it from the Link header."),
+        ("search=%ff", "Must be valid UTF-8."),
+        ("cursor=x", "Not a cursor of this list: use the URL in the Link header."),
     ],
 )
 @pytest.mark.one_database

@@ -23,7 +23,7 @@ SECRET = "a secret of more than 32 bytes, for tests"
 # What depends on what was there before, which no schema can say.
 REFUSED_BY_STATE = {
     f"cursor: {NOT_A_CURSOR}",
-    "Idempotency-Key: it belongs to a task with other content.",
+    "Idempotency-Key: already used for a task with other content.",
 }
 
 

@@ -168,7 +168,7 @@ def test_a_token_opens_the_api_and_is_kept(guarded: Server, visit: Callable[...,
     page = visit.page
     page.get_by_role("button", name="Authorize", exact=True).click()
     dialog = page.locator(".modal-ux")
-    expect(dialog).to_contain_text("A token whose sub is the user_id in the path.")
+    expect(dialog).to_contain_text("A JWT whose sub is the user_id in the path.")
     dialog.locator("input").fill(token)
     dialog.locator("input").press("Enter")
     dialog.get_by_role("button", name="Close").first.click()
