@@ -10,7 +10,7 @@ run: $(VENV)/run
 	@env -u PORT $(BIN)/gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT))
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 6 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 # Every fault, the slow ones too, with what each has counted.
 faults: $(VENV)/test
@@ -23,7 +23,7 @@ lint: $(VENV)/test
 
 # Every test, also those that need PgBouncer, Chromium or Node.js; installs what is missing.
 check-all: tools lint
-	$(BIN)/python -m pytest -n 6 --dist worksteal -m "slow or not slow"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "slow or not slow"
 
 tools:
 	.ci/install

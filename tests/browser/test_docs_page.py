@@ -100,7 +100,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
         assert [address for address in each.addresses if not address.startswith(known)] == []
 
 
-@pytest.mark.parametrize("mode", ["open", "guarded"])
+@pytest.mark.parametrize("mode", ["guarded", pytest.param("open", marks=pytest.mark.slow)])
 def test_the_root_leads_to_every_operation_in_the_order_of_the_contract(
     mode: str, request: pytest.FixtureRequest, visit: Callable[..., Visit]
 ) -> None:
@@ -125,6 +125,7 @@ def test_the_root_leads_to_every_operation_in_the_order_of_the_contract(
     expect(page.get_by_text("TaskCreate", exact=True)).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_every_example_works_as_it_stands(open: Server, visit: Callable[..., Visit]) -> None:
     visit = visit(open)
 
@@ -146,6 +147,7 @@ def test_every_example_works_as_it_stands(open: Server, visit: Callable[..., Vis
     assert run("getHealth") == run("getReadiness") == (200, {"status": "ok"})
 
 
+@pytest.mark.slow
 def test_what_a_path_names_is_written_once(open: Server, visit: Callable[..., Visit]) -> None:
     visit = visit(open)
     name = f"Zoë 用户 {uuid4()}"
@@ -162,6 +164,7 @@ def test_what_a_path_names_is_written_once(open: Server, visit: Callable[..., Vi
         assert user.task(created["id"])["description"] is None
 
 
+@pytest.mark.slow
 def test_a_token_opens_the_api_and_is_kept(guarded: Server, visit: Callable[..., Visit]) -> None:
     token = jwt.encode({"sub": "alice", "exp": int(time.time()) + 300}, SECRET)
     visit = visit(guarded)
@@ -183,6 +186,7 @@ def test_a_token_opens_the_api_and_is_kept(guarded: Server, visit: Callable[...,
     assert visit.execute("listTasks") == (200, [created])
 
 
+@pytest.mark.slow
 def test_nothing_is_wider_than_a_phone(open: Server, visit: Callable[..., Visit]) -> None:
     visit = visit(open, viewport={"width": 320, "height": 640})
     page = visit.page
@@ -197,6 +201,7 @@ def test_nothing_is_wider_than_a_phone(open: Server, visit: Callable[..., Visit]
     assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(open: Server, visit: Callable[..., Visit]) -> None:
     visit = visit(open)
 
@@ -213,6 +218,7 @@ def test_the_keyboard_is_enough(open: Server, visit: Callable[..., Visit]) -> No
     expect(form.locator(".live-responses-table")).to_contain_text("201")
 
 
+@pytest.mark.slow
 def test_it_is_as_dark_as_the_system(open: Server, visit: Callable[..., Visit]) -> None:
     def brightness_of_the_text() -> int:
         colour = page.locator("h1").evaluate("(title) => getComputedStyle(title).color")

@@ -93,6 +93,12 @@ def held(server: Server) -> int:
     )
 
 
+def computed(server: Server) -> float:
+    """The seconds that the workers have computed: no load of the machine is in it."""
+    workers = psutil.Process(server.process.pid).children()
+    return sum(sum(worker.cpu_times()[:2]) for worker in workers)
+
+
 def slowest(server: Server, seconds: float, path: str = "/health") -> float:
     """The longest answer to one request after the other, each on a new connection."""
     longest, end = 0.0, time.monotonic() + seconds
@@ -195,10 +201,13 @@ def test_health_in_an_overload(own_server: Server, cluster: Cluster, database: s
     thread.start()
     locker.wait()
     with Clients(own_server, 200, GET_TASKS + b"\r\n"):
-        health = slowest(own_server, 1.5)
-    thread.join()
-    print(f"\n200 requests for a locked table: /health {health:.3f} s at most")
-    assert health < 0.5
+        answered = 0
+        while thread.is_alive():
+            assert requests.get(f"{own_server.url}/health", timeout=20).status_code == 200
+            answered += 1
+    print(f"\n200 requests for a table that is locked for 2 s: /health {answered} times")
+    # One after the other: behind the others, each would wait a quarter of a second.
+    assert answered > 20
 
 
 @pytest.mark.parametrize("kind", ["dripping a head", "silent", "never closing"])
@@ -293,12 +302,12 @@ def test_many_small_chunks_are_read_quickly(server: Server) -> None:
     """128 KiB in chunks of one byte is the most that has to be put together."""
     body = b'{"title": "x"}' + b" " * (131_072 - 14)
     sent = CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
-    start = time.monotonic()
-    with closing(socket.create_connection(server.address, timeout=10)) as connection:
+    before = computed(server)
+    with closing(socket.create_connection(server.address, timeout=20)) as connection:
         connection.sendall(sent)
         status, _, _ = read(connection)
     assert status == 201
-    assert time.monotonic() - start < 3
+    assert computed(server) - before < 3
 
 
 def test_a_slow_download_is_whole(server: Server) -> None:

@@ -64,16 +64,20 @@ def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
 
 
 def test_no_writer_starves(tmp_path: Path) -> None:
-    """Without a queue of our own, one of a hundred writes takes forty times as long as most."""
+    """Without a queue of our own, hundreds of later writes overtake one of a hundred."""
     url = f"sqlite:///{tmp_path}/tasks.db"
     with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
         with Load(server, clients=16) as load:
             time.sleep(4)
         load.check("SQLite, 16 writers", allowed={200, 201})
-    took = sorted(end - start for start, end, what, _ in load.answers if "GET" not in what)
-    usual, slow = took[len(took) // 2], took[len(took) * 99 // 100]
-    print(f"\na write: {usual * 1000:.0f} ms, one of a hundred over {slow * 1000:.0f} ms")
-    assert slow < 8 * usual
+    writes = [(start, end) for start, end, what, _ in load.answers if "GET" not in what]
+    overtaken = sorted(
+        sum(start < other_start and other_end < end for other_start, other_end in writes)
+        for start, end in writes
+    )
+    usual, most = overtaken[len(writes) // 2], overtaken[len(writes) * 99 // 100]
+    print(f"\n{len(writes)} writes: most overtaken by {usual}, one of a hundred by over {most}")
+    assert most < 32  # Twice for each other client; without the queue it is 50 to 60.
 
 
 @pytest.mark.slow
