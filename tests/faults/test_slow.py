@@ -183,3 +183,19 @@ def test_an_outage_is_answered_and_survived(
 def timed(url: str) -> tuple[int, float]:
     start = time.monotonic()
     return requests.get(url, timeout=30).status_code, time.monotonic() - start
+
+
+@with_short_and_real_deadlines
+def test_the_statements_of_a_request_have_one_deadline(
+    server: Server, network: Network, app: str
+) -> None:
+    """The second statement of a conditional write finds out why the first one met no row."""
+    with User(server, "ann") as user:
+        path = f"/tasks/{user.create()['id']}"
+        network.delay = 4.5 / 4 if app == HASTY else 4.5
+        start = time.monotonic()
+        answer = user.put(path, json={"title": "y"}, headers={"If-Match": '"x"'})
+        took = time.monotonic() - start
+        network.delay = 0.0
+    print(f"\na conditional write with 4.5 s on each way: {answer.status_code}, {took:.2f} s")
+    assert answer.status_code == 503
