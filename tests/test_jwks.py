@@ -137,6 +137,20 @@ def test_a_fetch_names_the_application_to_the_issuer(issuer: Issuer) -> None:
     assert b"\r\nUser-Agent: task-api/" in issuer.asked
 
 
+def test_a_download_that_takes_too_long_does_not_hold_up_the_next(
+    issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    issuer.drip = 0.001
+    issuer.say(b" " * 3000)
+    keys = KeySet(issuer.url)
+    with pytest.raises(ServiceUnavailable):
+        keys.find("old")
+    issuer.publish(old)
+    assert keys.find("old")
+
+
 def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
     keys = KeySet(issuer.url)
     with ThreadPoolExecutor(4) as pool:

@@ -275,11 +275,12 @@ def test_after_a_migration_by_hand_the_service_needs_no_right_to_make_tables(
 
 @each_database
 def test_the_commands_are_named_and_need_no_database(tmp_path: Path, database_url: str) -> None:
-    result = flask(tmp_path, "--help", DATABASE_URL=database_url)
+    result = run_command(tmp_path, "--help", DATABASE_URL=database_url)
     assert result.stderr == ""
     assert "migrate  Bring the database's schema up to date" in result.stdout
     assert "token    Print a token for USER, signed with JWT_SECRET." in result.stdout
-    token = flask(tmp_path, "token", "ann", JWT_SECRET="s" * 32, DATABASE_URL=database_url)
+    options = {"JWT_SECRET": "s" * 32, "DATABASE_URL": database_url}
+    token = run_command(tmp_path, "token", "ann", **options)
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token.stdout) and token.stderr == ""
     assert flask(tmp_path, "migrate", DATABASE_URL=database_url).stdout == APPLIED
 

@@ -25,6 +25,15 @@ def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder, a database, and no sign of a platform."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+    for name in settings.PLATFORM_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.parametrize(
     "given, taken",
     [
@@ -57,12 +66,7 @@ def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         (" ", "sqlite:///tasks.db"),
     ],
 )
-def test_spellings_of_the_database(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str, taken: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in settings.PLATFORM_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+def test_spellings_of_the_database(monkeypatch: pytest.MonkeyPatch, given: str, taken: str) -> None:
     monkeypatch.setenv("DATABASE_URL", given)
     read = settings.read_settings()
     assert read.database_url == taken
@@ -80,16 +84,13 @@ def test_spellings_of_the_database(
 )
 @pytest.mark.parametrize("wrapped", ["{}", "psql '{}'", '"{}"\n'])
 def test_the_schema_is_named_in_the_url(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrapped: str, query: str, schema: str
+    monkeypatch: pytest.MonkeyPatch, wrapped: str, query: str, schema: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", wrapped.format(NEON + query))
     assert settings.read_settings().database_schema == schema
 
 
-def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BETTER_AUTH_SECRET", "s" * 32)
     read = settings.read_settings()
     assert read.jwt_secret == "s" * 32
@@ -157,11 +158,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("JWT_LEEWAY", "long"),
     ],
 )
-def test_a_wrong_setting_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(settings.InvalidSetting) as stop:
         settings.read_settings()
@@ -173,7 +170,6 @@ def test_a_wrong_setting_is_named(
 def test_a_system_without_certificates_is_told_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"{NEON}?sslrootcert=system")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere"))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
@@ -183,10 +179,8 @@ def test_a_system_without_certificates_is_told_so(
 
 @pytest.mark.parametrize("level", ["debug", "Debug", " WARNING\n", '"info"', "error", "Critical"])
 def test_the_level_of_the_log_is_taken_in_any_case(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str
+    monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
     monkeypatch.setenv("LOG_LEVEL", level)
     assert settings.read_settings().log_level == level.strip(' "\n').upper()
 
@@ -196,9 +190,8 @@ SECRET = "correct-horse-battery-staple-0123"
 
 @pytest.mark.parametrize("wrapped", ["{}", " {} ", "{}\n", '"{}"', "'{}'", ' "{}"\r\n', "' {} '"])
 def test_what_is_pasted_along_with_a_value_is_taken_off(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrapped: str
+    monkeypatch: pytest.MonkeyPatch, wrapped: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     values = {
         "DATABASE_URL": (NEON, "database_url", NEON),
         "CORS_ORIGINS": ("https://a.example", "cors_origins", ("https://a.example",)),
@@ -262,12 +255,10 @@ def test_what_is_pasted_along_with_a_value_is_taken_off(
     ],
 )
 def test_each_line_of_the_file_counts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | bytes, secret: str | int
+    tmp_path: Path, content: str | bytes, secret: str | int
 ) -> None:
     """What the secret is, or which line stops the start."""
     (tmp_path / ".env").write_bytes(content.encode() if isinstance(content, str) else content)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
     if isinstance(secret, str):
         assert settings.read_settings().jwt_secret == secret
         return
@@ -278,28 +269,19 @@ def test_each_line_of_the_file_counts(
     assert "\n" not in message and SECRET not in message
 
 
-def test_a_folder_of_that_name_is_no_file_of_settings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_folder_of_that_name_is_no_file_of_settings(tmp_path: Path) -> None:
     """Some name their virtual environment so."""
     (tmp_path / ".env").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
     assert settings.read_settings().jwt_secret == ""
 
 
-def test_a_file_that_cannot_be_read_stops_the_start(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / ".env").symlink_to(".env")
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(settings.InvalidSetting, match=r"^\.env: \w+"):
         settings.read_settings()
 
 
-def test_the_limits_of_a_number_are_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
+def test_the_limits_of_a_number_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {"PORT": (1, 65535), "WEB_CONCURRENCY": (1, 64), "THREADS": (5, 256)}
     for end in (0, 1):
         for name, values in (limits | {"JWT_LEEWAY": (0, 600)}).items():
@@ -329,10 +311,8 @@ def test_a_wrong_setting_stops_the_start_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["JWT_SECRET", "BETTER_AUTH_SECRET"])
 def test_two_ways_to_sign_at_once_stop_the_start(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
     monkeypatch.setenv("JWT_JWKS_URL", "https://issuer.example")
     monkeypatch.setenv(name, "s" * 32)
     with pytest.raises(settings.InvalidSetting) as stop:
@@ -342,19 +322,9 @@ def test_two_ways_to_sign_at_once_stop_the_start(
     assert "\n" not in message and "sss" not in message
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("PORT", "DYNO", "FLY_APP_NAME", "K_SERVICE", "RAILWAY_ENVIRONMENT_ID", "RENDER"),
-        "WEBSITE_SITE_NAME",
-    ],
-)
-def test_a_platform_needs_a_database(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for other in settings.PLATFORM_VARIABLES | {"DATABASE_URL"}:
-        monkeypatch.delenv(other, raising=False)
+@pytest.mark.parametrize("name", sorted(settings.PLATFORM_VARIABLES))
+def test_a_platform_needs_a_database(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("DATABASE_URL")
     monkeypatch.setenv(name, "8000")
     with pytest.raises(settings.InvalidSetting, match=r"^DATABASE_URL is not set.+\Z"):
         settings.read_settings()
@@ -374,8 +344,6 @@ def test_a_laptop_does_not(tmp_path: Path) -> None:
 
 def test_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("THREADS=7\nWEB_CONCURRENCY=3\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
     monkeypatch.setenv("THREADS", "9")
     read = settings.read_settings()
     assert (read.threads, read.workers) == (9, 3)
@@ -384,9 +352,7 @@ def test_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_example_names_every_setting_with_its_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in settings.PLATFORM_VARIABLES | {"DATABASE_URL"}:
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("DATABASE_URL")
     defaults = settings.read_settings()
     lines = (ROOT / ".env.example").read_text().splitlines()
     assigned = [line.removeprefix("# ") for line in lines if re.match("# [A-Z_]+=", line)]
