@@ -93,9 +93,9 @@ def test_a_known_key_is_used_while_the_issuer_is_wrong(
 ) -> None:
     monkeypatch.setattr(jwks, "MAX_AGE_S", 0.0)
     monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
-    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
     keys = KeySet(issuer.url)
     assert keys.find("old")
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
     asked = issuer.requests
     elsewhere = Issuer(Key("EdDSA", "evil"))
     wrong(issuer, how, elsewhere)
@@ -201,9 +201,9 @@ def test_a_hanging_issuer_does_not_hold_up_who_waits_in_line(
 ) -> None:
     """Unknown ids may wait for the issuer, but not so many that no thread is left."""
     monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
-    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 1.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 1.0)
     issuer.hang()
 
     def find(_: int) -> float:
