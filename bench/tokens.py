@@ -14,6 +14,7 @@ from testbed.issuer import Issuer, Key
 ROUNDS, TOKENS = 7, 500
 SETTINGS = Settings(
     database_url="",
+    database_schema="public",
     cors_origins=(),
     log_level="",
     host="",
