@@ -8,7 +8,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from server import Worker, logging_config, startup_summary
+from server import ServerLogger, Worker, logging_config, startup_summary
 from settings import VERSION, read_settings
 
 settings = read_settings()
@@ -18,6 +18,7 @@ bind = f"{settings.host}:{settings.port}"
 workers = settings.workers
 threads = settings.threads
 worker_class = Worker
+logger_class = ServerLogger
 logconfig_dict = logging_config(settings.log_level)
 loglevel = settings.log_level.lower()
 keepalive = 65  # Longer than in the routers of platforms, which would reuse a closed connection.

@@ -1,6 +1,7 @@
 """How Gunicorn serves the application, and the log."""
 
 from server.logs import (
+    ServerLogger,
     configure_logging,
     log_request,
     logging_config,
@@ -10,6 +11,7 @@ from server.logs import (
 from server.worker import Worker
 
 __all__ = [
+    "ServerLogger",
     "Worker",
     "configure_logging",
     "log_request",

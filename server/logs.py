@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from flask import has_request_context, request
+from gunicorn.glogging import Logger
 from psycopg2.extensions import parse_dsn
 
 from settings import Settings
@@ -92,6 +93,13 @@ class GunicornFilter(logging.Filter):
         return not text.startswith(REPEATED)
 
 
+class ServerLogger(Logger):
+    """Gunicorn's log without its own line for each request, which costs 35 µs."""
+
+    def access(self, *_: Any) -> None:
+        """Do nothing, also where a platform asks for it with `--access-logfile`."""
+
+
 def logging_config(level: str) -> dict[str, Any]:
     """The configuration of all loggers, for `logging.config`: to the standard error stream."""
     return {
@@ -104,8 +112,6 @@ def logging_config(level: str) -> dict[str, Any]:
         "loggers": {
             "tasks": {"level": level},
             "gunicorn.error": {"handlers": ["stderr"], "filters": ["gunicorn"]},
-            # A platform may turn it on with `--access-logfile`; the application logs requests.
-            "gunicorn.access": {"handlers": []},
             # `flask run` logs its address; its line for each request would contain the query.
             "werkzeug": {"propagate": False, "filters": [lambda record: not record.args]},
         },
