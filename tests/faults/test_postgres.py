@@ -91,31 +91,6 @@ def test_no_database_at_the_start(tmp_path: Path, cluster: Cluster, database: st
     print(f"\nno database: up in {up:.2f} s; the first answer {took:.2f} s after it came")
 
 
-@pytest.mark.slow
-def test_requests_that_are_refused_do_not_lengthen_the_pause(
-    server: Server, network: Network
-) -> None:
-    """However many ask meanwhile, the server is dialled again after the pause."""
-    port, network.upstream = network.upstream, 1
-    network.cut()
-    with ThreadPoolExecutor(4) as pool, User(server, "ann") as user:
-        user.get("/tasks")
-        end = time.monotonic() + 4
-        busy = [pool.submit(watched_ready, server, end) for _ in range(4)]
-        time.sleep(1)
-        network.upstream = port
-        took = eventually(lambda: user.get("/tasks").status_code == 200, 2)
-        assert all(future.result() for future in busy)
-    print(f"\nthe first answer {took:.2f} s after the server was back, under load")
-
-
-def watched_ready(server: Server, end: float) -> bool:
-    while time.monotonic() < end:
-        last = requests.get(f"{server.url}/ready", timeout=10).status_code
-        time.sleep(0.02)
-    return last == 200
-
-
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 @pytest.mark.stops_postgres
 def test_a_restart_under_load(server: Server, cluster: Cluster, mode: str) -> None:
