@@ -95,8 +95,7 @@ DERIVED: dict[str, tuple[str, Callable[[str], str]]] = {
 HIDDEN = {"revision", *DERIVED}
 SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at"}
 PUBLIC_FIELDS = [name for name in FIELDS if name not in HIDDEN]
-BOOLEANS = [name for name in PUBLIC_FIELDS if isinstance(FIELDS[name], BooleanField)]
-TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS[2:] if isinstance(FIELDS[name], TextField)]
+TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS if isinstance(FIELDS[name], TextField)]
 # The fields that a client can set, with the values that a new task gets if they are omitted.
 DEFAULTS = {name: FIELDS[name].default for name in PUBLIC_FIELDS if name not in SET_BY_SERVER}
 
@@ -138,17 +137,9 @@ def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **val
     return database.send(query(database, *variant), values, read)
 
 
-def to_dict(user_id: str, row: tuple[Any, ...]) -> dict[str, Any]:
-    """Convert a row of COLUMNS, which has no owner, to the fields that clients see."""
-    values: dict[str, Any] = {"id": row[0], "user_id": user_id}
-    values.update(zip(PUBLIC_FIELDS[2:], row[1:], strict=False))
-    for name in BOOLEANS:
-        values[name] = bool(values[name])
-    return values
-
-
-def to_stored(user_id: str, row: tuple[Any, ...]) -> StoredTask:
-    return StoredTask(to_dict(user_id, row), row[-1])
+def to_stored(row: tuple[Any, ...]) -> StoredTask:
+    """Convert a row of COLUMNS."""
+    return StoredTask(dict(zip(PUBLIC_FIELDS, row, strict=False)), row[-1])
 
 
 def with_derived(changes: dict[str, Any]) -> dict[str, Any]:
@@ -167,11 +158,17 @@ def new_revision() -> str:
 
 
 def as_public(field: Field) -> Node:
-    """A column as clients see it: a timestamp is text in UTC, in every time zone of a session."""
-    if not isinstance(field, TimestampField):
-        return field
-    text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-    return Dialect(postgres=SQL(text), sqlite=field)
+    """A column as clients see it.
+
+    A timestamp is text in UTC, in every time zone of a session. SQLite has no booleans, but its
+    driver converts a column whose name ends in a known type.
+    """
+    if isinstance(field, TimestampField):
+        text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+        return Dialect(postgres=SQL(text), sqlite=field)
+    if isinstance(field, BooleanField):
+        return Dialect(postgres=field, sqlite=SQL(f'{field.name} AS "{field.name} [boolean]"'))
+    return field
 
 
 def next_timestamp(previous: TimestampField) -> Dialect:
@@ -207,8 +204,7 @@ def this_task(conditional: bool = False) -> Iterator[Node]:
 
 # The database's clock, which all servers share; for SQLite, this machine's.
 NOW = Dialect(postgres=fn.now(), sqlite=Parameter("now"))
-# Without the owner: the caller of every statement has it.
-PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS if name != "user_id"]
+PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS]
 COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
 # All expected revisions are one parameter, so one statement fits any number of them.
 IS_EXPECTED = Dialect(
@@ -277,7 +273,7 @@ def list_tasks(
             order,
             cursor is not None,
             measured,
-            read=lambda rows: serialize(rows, user_id, limit, room_bytes),
+            read=lambda rows: serialize(rows, limit, room_bytes),
             user_id=user_id,
             completed=status == "completed",
             search=search and fold(search),
@@ -301,7 +297,7 @@ def list_tasks(
     return Page(body, cursor_after(last, sort, order) if has_more else None)
 
 
-def serialize(rows: Any, user_id: str, limit: int, room_bytes: int) -> PagePart:
+def serialize(rows: Any, limit: int, room_bytes: int) -> PagePart:
     """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
     Only a few rows are in memory at a time: all of them would take many times the page's size.
@@ -309,7 +305,8 @@ def serialize(rows: Any, user_id: str, limit: int, room_bytes: int) -> PagePart:
     chunks: list[bytes] = []
     last: dict[str, Any] = {}
     while limit and room_bytes > 0:
-        tasks = [to_dict(user_id, row) for row in rows.fetchmany(min(limit, TASKS_PER_CHUNK))]
+        chunk = rows.fetchmany(min(limit, TASKS_PER_CHUNK))
+        tasks = [dict(zip(PUBLIC_FIELDS, row, strict=True)) for row in chunk]
         if not tasks:
             break
         chunks += b",", orjson.dumps(tasks)[1:-1]
@@ -348,7 +345,7 @@ def create_task(
     task_id = str(uuid5(uuid5(KEY_NAMESPACE, user_id), key) if key else uuid4())
     revision = new_revision()
     values = with_derived(content) | {"user_id": user_id, "id": task_id, "revision": revision}
-    created = to_stored(user_id, send(insert, **values).rows[0])
+    created = to_stored(send(insert, **values).rows[0])
     fields = created.fields
     if created.revision == revision:
         return created, True
@@ -365,7 +362,7 @@ def select_one() -> Node:
 def get_task(user_id: str, task_id: str) -> StoredTask:
     """Find a task. Raises NotFound."""
     for row in send(select_one, user_id=user_id, id=task_id).rows:
-        return to_stored(user_id, row)
+        return to_stored(row)
     raise NotFound(NO_SUCH_TASK)
 
 
@@ -414,7 +411,7 @@ def update_task(
             **changes,
         )
         for row in result.rows:
-            return to_stored(user_id, row)
+            return to_stored(row)
         raise not_found_or_conflict(user_id, task_id, expected)
 
 

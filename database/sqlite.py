@@ -30,6 +30,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             threads=threads,
             timeout=REQUEST_S / 2,
             pragmas={"synchronous": "full"},
+            detect_types=sqlite3.PARSE_COLNAMES,
             field_types={"TIMESTAMPTZ": "TEXT"},
         )
         self._write_lock = threading.Lock()
@@ -39,6 +40,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self._opened = threading.local()
         self.register_function(next_timestamp, "next_timestamp", 2)
         sqlite3.register_adapter(list, json.dumps)  # For json_each().
+        sqlite3.register_converter("boolean", b"1".__eq__)
 
     def connect(self, reuse_if_open: bool = False) -> bool:
         file = self._file
