@@ -235,7 +235,8 @@ def test_200_requests_at_once_on_a_database_that_takes_2_seconds(
     assert set(statuses) <= {200, 503}
     assert all(after for status, _, after in answers if status == 503)
     assert longest < 15
-    assert 24 < most[0] <= 32  # As many as are documented, and no fewer than are needed.
+    # All 16 slots of a worker, and no more than two workers have, however they share the clients.
+    assert 16 <= most[0] <= 32
 
 
 def test_the_schema_is_made_by_one_process_at_a_time(
