@@ -322,7 +322,8 @@ def print_machine(database: Database) -> None:
     pinned = [
         line
         for file in (ROOT / "requirements.txt", PEERS / "requirements.txt")
-        for line in file.read_text().split()
+        for line in file.read_text().split("\n")
+        if "==" in line
     ]
     print(
         f"{os.cpu_count()} cores ({models[0] if models else platform.machine()}),"

@@ -70,6 +70,20 @@ class TextFormatter(logging.Formatter):
         return "\n         ".join(map(escape, lines))
 
 
+class StderrHandler(logging.Handler):
+    """Writes a record to the standard error stream in one system call, which needs no lock.
+
+    The lock of the standard library's handlers costs 5 % of a GET's CPU at 16 clients.
+    """
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        try:
+            os.write(2, f"{self.format(record)}\n".encode())
+        except Exception:
+            self.handleError(record)
+        return True
+
+
 class GunicornFilter(logging.Filter):
     """Rewords Gunicorn's messages, and drops what is said elsewhere."""
 
@@ -107,7 +121,7 @@ def logging_config(level: str) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": create_formatter}},
         "filters": {"gunicorn": {"()": GunicornFilter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+        "handlers": {"stderr": {"()": StderrHandler, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "tasks": {"level": level},

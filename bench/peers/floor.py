@@ -7,12 +7,14 @@ from typing import Any
 import orjson
 import psycopg2
 from flask import Flask, Response
-from peewee import PostgresqlDatabase
+from psycopg2.extensions import set_wait_callback
 
+from database import Postgres
 from models import select_one
 
 # The one that the service sends for the same request.
-SELECT = select_one(PostgresqlDatabase(""))
+SELECT = select_one(Postgres("", "public", threads=5))
+set_wait_callback(None)  # The driver's own way of waiting.
 
 local = threading.local()
 bare = Flask("bare")
