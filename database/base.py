@@ -191,5 +191,6 @@ def unavailable(reason: object, detail: str = NOTHING_CHANGED) -> ServiceUnavail
     """Log `reason`, and make a 503. The client sees only `detail`."""
     if isinstance(reason, UnicodeDecodeError):
         reason = reason.object.decode(errors="replace")  # The server's message.
-    log.warning("database unavailable: %s", str(reason).strip().partition("\n")[0])
+    first_line = str(reason).strip().partition("\n")[0]
+    log.warning("database unavailable: %s", first_line or repr(reason))
     return ServiceUnavailable(detail, retry_after=1)

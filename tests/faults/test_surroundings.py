@@ -178,7 +178,12 @@ def test_a_server_whose_messages_are_not_utf_8(
         network.upstream = cluster.port
         user.create()
     quiet(server)
-    assert "Verbindungen ist \N{REPLACEMENT CHARACTER}berschritten" in server.log_file.read_text()
+    log = server.log_file.read_text()
+    # On CPython 3.11, psycopg2 loses the message.
+    assert (
+        "Verbindungen ist \N{REPLACEMENT CHARACTER}berschritten" in log
+        or "OperationalError()" in log
+    )
 
 
 @pytest.fixture
