@@ -24,8 +24,8 @@ from web import Blueprint, BodySchema, Invalid
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
-# The rules of `storable` and of a title as regular expressions for clients. NOT_BLANK names the
-# characters that are white space in Python but not in ECMAScript.
+# The rules of `check_storable` and of a title as regular expressions for clients. NOT_BLANK names
+# the characters that are white space in Python but not in ECMAScript.
 STORABLE = r"^[^\x00]*$"
 NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
 # Validation messages, in place of the libraries' own.

@@ -16,7 +16,7 @@ from playhouse.migrations import Runner
 from werkzeug.exceptions import ServiceUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# The longest time for one statement with its retries, and for the wait for a schema upgrade.
+# The longest time for all statements of a request, and for the wait for a schema upgrade.
 REQUEST_S, SCHEMA_WAIT_S = 8.0, 4.0
 # A worker has so many more threads than slots: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
