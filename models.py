@@ -37,7 +37,7 @@ from database import (
     statement,
 )
 
-MAX_LIMIT = 10_000
+MAX_LIMIT = MAX_OFFSET = 10_000
 # The approximate size at which a page ends, and the number of tasks serialized in one call.
 MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
 # Only after this many tasks does the database measure sizes, which takes a tenth of a list's time.
@@ -45,6 +45,13 @@ MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
 UNMEASURED_TASKS, MEASURING_ERROR_BYTES = 1000, 2_000_000
 # A list is sorted by this many characters of a title, since a cursor has them in a URL.
 TITLE_KEY_LENGTH = 100
+# How urgent a task is, for sorting. Every other word is a 2.
+PRIORITY_RANKS = {
+    **dict.fromkeys(("none",), 0),
+    **dict.fromkeys(("low", "p4", "4"), 1),
+    **dict.fromkeys(("high", "p2", "2"), 3),
+    **dict.fromkeys(("urgent", "critical", "p1", "1"), 4),
+}
 NO_SUCH_TASK = "There is no such task."
 # The namespace of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
 KEY_NAMESPACE = UUID("6f1c6ac4-5b0c-4c86-9d2a-0a8a4e0b7c11")
@@ -55,10 +62,19 @@ def fold(text: str) -> str:
     return text.replace("İ", "i").replace("ı", "i").casefold()
 
 
+def fold_tags(tags: str) -> str:
+    """Fold the tags in a JSON array. Each is between two line breaks, which no tag contains."""
+    return "".join(f"\n{fold(tag)}\n" for tag in orjson.loads(tags))
+
+
 class TimestampField(Field):
     """A point in time to the microsecond; in SQLite, its RFC 3339 text."""
 
     field_type = "TIMESTAMPTZ"
+
+
+class JsonField(TextField):
+    """JSON text, which responses contain as it is."""
 
 
 class Task(Model):
@@ -75,11 +91,17 @@ class Task(Model):
     completed = BooleanField(default=False)
     created_at = TimestampField()
     updated_at = TimestampField()
+    priority = TextField(default="medium")
+    due_date = TextField(null=True)
+    tags = JsonField(default="[]")
+    completed_at = TimestampField(null=True)
     # New with every write. It is the ETag, and shows a retried write that its first try succeeded.
     revision = UUIDField()
     title_lower = TextField()
     title_folded = TextField()
     description_folded = TextField(null=True)
+    priority_folded = TextField()
+    tags_folded = TextField()
 
     class Meta:
         primary_key = CompositeKey("user_id", "id")
@@ -92,11 +114,14 @@ DERIVED: dict[str, tuple[str, Callable[[str], str]]] = {
     "title_lower": ("title", str.lower),
     "title_folded": ("title", fold),
     "description_folded": ("description", fold),
+    "priority_folded": ("priority", fold),
+    "tags_folded": ("tags", fold_tags),
 }
 HIDDEN = {"revision", *DERIVED}
-SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at"}
+SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at", "completed_at"}
 PUBLIC_FIELDS = [name for name in FIELDS if name not in HIDDEN]
 TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS if isinstance(FIELDS[name], TextField)]
+JSON = [name for name in PUBLIC_FIELDS if isinstance(FIELDS[name], JsonField)]
 # Pairs the columns of a row with their names. An argument `strict` would double its cost.
 with_names = partial(zip, PUBLIC_FIELDS)
 # The fields that a client can set, with the values that a new task gets if they are omitted.
@@ -127,11 +152,10 @@ class Page(NamedTuple):
 
 
 class PagePart(NamedTuple):
-    """Part of a page: its tasks as chunks of JSON, its last task, and whether more tasks follow."""
+    """Part of a page: its tasks as chunks of JSON, and the cursor, if more tasks follow."""
 
     chunks: list[bytes]
-    last: dict[str, Any]
-    has_more: bool
+    cursor: Cursor | None
 
 
 def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **values: Any) -> Result:
@@ -140,13 +164,22 @@ def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **val
     return database.send(query(database, *variant), values, read)
 
 
+def to_task(row: tuple[Any, ...]) -> dict[str, Any]:
+    """Convert a row of PUBLIC_COLUMNS, of which some can be followed by others."""
+    task = dict(with_names(row))
+    for name in JSON:
+        task[name] = orjson.Fragment(task[name])
+    return task
+
+
 def to_stored(row: tuple[Any, ...]) -> StoredTask:
     """Convert a row of COLUMNS."""
-    return StoredTask(dict(with_names(row)), row[-1])
+    return StoredTask(to_task(row), row[-1])
 
 
-def with_derived(changes: dict[str, Any]) -> dict[str, Any]:
-    """Add to `changes` their DERIVED fields."""
+def to_columns(body: dict[str, Any]) -> dict[str, Any]:
+    """Replace null in `body` by the field's default, and add the DERIVED fields."""
+    changes = {name: DEFAULTS[name] if value is None else value for name, value in body.items()}
     derived = {
         name: changes[source] and derive(changes[source])
         for name, (source, derive) in DERIVED.items()
@@ -168,7 +201,9 @@ def as_public(field: Field) -> Node:
     """
     if isinstance(field, TimestampField):
         text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-        return Dialect(postgres=SQL(text), sqlite=field)
+        time = Dialect(postgres=SQL(text), sqlite=field)
+        # Version 1.0 toggles `completed` alone, also beside this version during a deploy.
+        return Case(None, [(Task.completed, time)]) if field is Task.completed_at else time
     if isinstance(field, BooleanField):
         return Dialect(postgres=field, sqlite=SQL(f'{field.name} AS "{field.name} [boolean]"'))
     return field
@@ -182,10 +217,33 @@ def next_timestamp(previous: TimestampField) -> Dialect:
     )
 
 
-def contains(text: Field, part: Parameter) -> Dialect:
-    """Whether `part` is a literal substring of `text`: no wildcards."""
+def contains(text: Field, part: str) -> Dialect:
+    """Whether the parameter `part` is a literal substring of `text`: no wildcards."""
+    words = Parameter(part)
     return Dialect(
-        postgres=fn.strpos(text, part) > SQL("0"), sqlite=fn.instr(text, part) > SQL("0")
+        postgres=fn.strpos(text, words) > SQL("0"), sqlite=fn.instr(text, words) > SQL("0")
+    )
+
+
+def is_one_of(field: Field, values: str, kind: str = "text") -> Dialect:
+    """Whether `field` is among a parameter's values. One statement fits any number of them."""
+    return Dialect(
+        postgres=SQL(f"{field.name} = ANY(%({values})s::{kind}[])"),
+        sqlite=SQL(f"{field.name} IN (SELECT value FROM json_each(:{values}))"),
+    )
+
+
+def exists_tag(values: str, condition: str) -> Dialect:
+    """Whether the position in `tags_folded` of one of a parameter's values fits `condition`."""
+    return Dialect(
+        postgres=SQL(
+            f"EXISTS (SELECT 1 FROM unnest(%({values})s::text[]) AS t(tag)"
+            f" WHERE strpos(tags_folded, E'\\n' || tag || E'\\n') {condition})"
+        ),
+        sqlite=SQL(
+            f"EXISTS (SELECT 1 FROM json_each(:{values})"
+            f" WHERE instr(tags_folded, char(10) || value || char(10)) {condition})"
+        ),
     )
 
 
@@ -202,45 +260,65 @@ def this_task(conditional: bool = False) -> Iterator[Node]:
     yield Task.user_id == Parameter("user_id")
     yield Task.id == Parameter("id")
     if conditional:
-        yield IS_EXPECTED
+        yield is_one_of(Task.revision, "expected", "uuid")
 
 
 # The database's clock, which all servers share; for SQLite, this machine's.
 NOW = Dialect(postgres=fn.now(), sqlite=Parameter("now"))
 PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS]
 COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
-# All expected revisions are one parameter, so one statement fits any number of them.
-IS_EXPECTED = Dialect(
-    postgres=SQL("revision = ANY(%(expected)s::uuid[])"),
-    sqlite=SQL("revision IN (SELECT value FROM json_each(:expected))"),
-)
-SORT_KEYS = {
-    "created": Task.created_at,
-    "updated": Task.updated_at,
-    "title": fn.substr(Task.title_lower, SQL("1"), SQL(f"{TITLE_KEY_LENGTH}")),
+DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
+# The filters of a list by the names of their parameters. A filter whose value is null selects all.
+FILTERS: dict[str, Node] = {
+    "completed": Task.completed == Parameter("completed"),
+    "priority": is_one_of(Task.priority_folded, "priority"),
+    "tag": ~exists_tag("tag", "= 0"),
+    "tags": exists_tag("tags", "> 0"),
+    "due_date_from": Parameter("due_date_from") <= DUE_DAY,
+    "due_date_to": Parameter("due_date_to") >= DUE_DAY,
+    "search": contains(Task.title_folded, "search") | contains(Task.description_folded, "search"),
 }
+# The sort keys that are texts. A date comes after the times on its day.
+SORT_TEXTS = {
+    "title": fn.substr(Task.title_lower, SQL("1"), SQL(f"{TITLE_KEY_LENGTH}")),
+    "due_date": Case(
+        None,
+        [(fn.length(Task.due_date) == SQL("10"), Task.due_date.concat(SQL("'~'")))],
+        Task.due_date,
+    ),
+    "priority": Case(
+        Task.priority_folded,
+        [(SQL(f"'{word}'"), SQL(f"'{rank}'")) for word, rank in PRIORITY_RANKS.items()],
+        SQL("'2'"),
+    ),
+}
+# The sort keys that are times, each with its position in PUBLIC_FIELDS.
+SORT_TIMES = {sort: PUBLIC_FIELDS.index(f"{sort}_at") for sort in ("created", "updated")}
+
+
+def sort_key(sort: str, order: str) -> ColumnBase:
+    if sort in SORT_TIMES:
+        return FIELDS[PUBLIC_FIELDS[SORT_TIMES[sort]]]
+    # Only a due date can be null, which is the last in both orders.
+    return fn.coalesce(SORT_TEXTS[sort], SQL("'~'" if order == "asc" else "''"))
 
 
 @statement
-def select_page(
-    filtered: bool, searched: bool, sort: str, order: str, continued: bool, measured: bool
-) -> Node:
+def select_page(filtered: bool, sort: str, order: str, continued: bool, measured: bool) -> Node:
     """A measured page has only as many tasks as fit into `room_bytes`, perhaps none."""
-    key = SORT_KEYS[sort]
+    key = sort_key(sort, order)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
+    columns = PUBLIC_COLUMNS if sort in SORT_TIMES else [*PUBLIC_COLUMNS, key]
     where = [Task.user_id == Parameter("user_id")]
     if filtered:
-        where.append(Task.completed == Parameter("completed"))
-    if searched:
-        words = Parameter("search")
-        where.append(contains(Task.title_folded, words) | contains(Task.description_folded, words))
+        where += [Parameter(name).is_null() | condition for name, condition in FILTERS.items()]
     if continued:
         last = Tuple(Parameter("key"), Parameter("id"))
         where.append(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
     limit: Node = Parameter("limit")
     if measured:
         # The least that the other fields, all names and the punctuation take.
-        size: ColumnBase = SQL("190")
+        size: ColumnBase = SQL("240")
         for text in TEXTS:
             size += size_of(text)
         so_far = fn.SUM(size).over(
@@ -249,89 +327,93 @@ def select_page(
         sizes = Task.select(so_far.alias("size")).where(*where).order_by(*order_by).limit(limit)
         fits = Expression(SQL("size"), "<", Parameter("room_bytes"))
         limit = sizes.select_from(fn.COUNT(SQL("1"))).where(fits)
-    return Task.select(*PUBLIC_COLUMNS).where(*where).order_by(*order_by).limit(limit)
+    offset = Parameter("offset")
+    return Task.select(*columns).where(*where).order_by(*order_by).limit(limit).offset(offset)
 
 
 def list_tasks(
     user_id: str,
     *,
-    status: str = "all",
-    search: str | None = None,
     sort: str = "created",
     order: str = "asc",
     limit: int = MAX_LIMIT,
+    offset: int = 0,
     cursor: Cursor | None = None,
+    **filters: Any,
 ) -> Page:
     """Read a page of a user's tasks, which ends at `limit` or at about MAX_PAGE_BYTES.
 
-    A second statement is sent only for more than UNMEASURED_TASKS.
+    `filters` are values for FILTERS. A second statement is sent only for more than
+    UNMEASURED_TASKS.
     """
+    values = {name: fold_all(filters.get(name)) for name in FILTERS} if filters else {}
 
     def read_part(limit: int, room_bytes: int, *, measured: bool) -> PagePart:
         part: PagePart = send(
             select_page,
-            status != "all",
-            search is not None,
+            bool(filters),
             sort,
             order,
             cursor is not None,
             measured,
-            read=lambda rows: serialize(rows, limit, room_bytes),
+            read=lambda rows: serialize(rows, sort, order, limit, room_bytes),
             user_id=user_id,
-            completed=status == "completed",
-            search=search and fold(search),
             key=cursor and cursor.key,
             id=cursor and cursor.id,
             limit=limit + 1,
+            offset=0 if measured else offset,
             room_bytes=room_bytes + MEASURING_ERROR_BYTES,
+            **values,
         ).rows
         return part
 
     with request_limit():
         first_limit = min(limit, UNMEASURED_TASKS)
-        chunks, last, has_more = read_part(first_limit, MAX_PAGE_BYTES, measured=False)
+        chunks, cursor = read_part(first_limit, MAX_PAGE_BYTES, measured=False)
         room_bytes = MAX_PAGE_BYTES - sum(map(len, chunks))
-        if has_more and first_limit < limit and room_bytes > 0:
-            cursor = cursor_after(last, sort, order)
-            rest, last, has_more = read_part(limit - first_limit, room_bytes, measured=True)
+        if cursor and first_limit < limit and room_bytes > 0:
+            rest, cursor = read_part(limit - first_limit, room_bytes, measured=True)
             chunks += rest
     chunks[:1] = [b"["]  # Replaces the first comma.
     body = b"".join([*chunks, b"]\n"])
-    return Page(body, cursor_after(last, sort, order) if has_more else None)
+    return Page(body, cursor)
 
 
-def serialize(rows: Any, limit: int, room_bytes: int) -> PagePart:
+def fold_all(value: Any) -> Any:
+    """Fold a text, or each text in a list."""
+    if isinstance(value, list):
+        return [fold(text) for text in value]
+    return fold(value) if isinstance(value, str) else value
+
+
+def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> PagePart:
     """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
     Only a few rows are in memory at a time: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
-    last: dict[str, Any] = {}
     while limit and room_bytes > 0:
-        chunk = rows.fetchmany(min(limit, TASKS_PER_CHUNK))
-        tasks = [dict(with_names(row)) for row in chunk]
-        if not tasks:
+        part = rows.fetchmany(min(limit, TASKS_PER_CHUNK))
+        if not part:
             break
-        chunks += b",", orjson.dumps(tasks)[1:-1]
-        last = tasks[-1]
-        limit -= len(tasks)
+        chunks += b",", orjson.dumps([to_task(row) for row in part])[1:-1]
+        last = part[-1]
+        limit -= len(part)
         room_bytes -= len(chunks[-1])
-    return PagePart(chunks, last, rows.fetchone() is not None)
-
-
-def cursor_after(task: dict[str, Any], sort: str, order: str) -> Cursor:
-    """Make the cursor with which a list in this order continues after `task`."""
-    by_title = sort == "title"
-    key = task["title"].lower()[:TITLE_KEY_LENGTH] if by_title else task[f"{sort}_at"]
-    return Cursor(sort, order, key, task["id"])
+    if not rows.fetchone():
+        return PagePart(chunks, None)
+    key = last[SORT_TIMES.get(sort, -1)]
+    return PagePart(chunks, Cursor(sort, order, key, last[0]))
 
 
 @statement
 def insert() -> Node:
     """If the id exists already, the statement returns its row unchanged."""
     row: dict[Field, Node] = {field: Parameter(name) for name, field in FIELDS.items()}
+    completed_at = Case(None, [(Parameter("completed"), NOW)])
+    row |= {Task.created_at: NOW, Task.updated_at: NOW, Task.completed_at: completed_at}
     return (
-        Task.insert(row | {Task.created_at: NOW, Task.updated_at: NOW})
+        Task.insert(row)
         .on_conflict(conflict_target=[Task.user_id, Task.id], update={Task.id: Task.id})
         .returning(*COLUMNS)
     )
@@ -344,15 +426,15 @@ def create_task(
 
     Raises UnprocessableEntity if the found task never changed and its content is not `body`.
     """
-    content = DEFAULTS | body
+    content = to_columns(DEFAULTS | body)
     task_id = str(uuid5(uuid5(KEY_NAMESPACE, user_id), key) if key else uuid4())
     revision = new_revision()
-    values = with_derived(content) | {"user_id": user_id, "id": task_id, "revision": revision}
-    created = to_stored(send(insert, **values).rows[0])
-    fields = created.fields
+    (row,) = send(insert, **content, user_id=user_id, id=task_id, revision=revision).rows
+    created = to_stored(row)
     if created.revision == revision:
         return created, True
-    if fields["created_at"] == fields["updated_at"] and not content.items() <= fields.items():
+    found = dict(with_names(row))
+    if found["created_at"] == found["updated_at"] and any(content[n] != found[n] for n in DEFAULTS):
         raise UnprocessableEntity("Idempotency-Key: already used for a task with other content.")
     return created, False
 
@@ -378,6 +460,10 @@ def update(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
     if toggles:
         is_retry = Task.revision == Parameter("revision")
         changes[Task.completed] = Case(None, [(is_retry, Task.completed)], ~Task.completed)
+    if Task.completed in changes:
+        was_completed = (Task.completed, Task.completed_at)
+        completed_at = Case(None, [was_completed], changes[Task.updated_at])
+        changes[Task.completed_at] = Case(None, [(changes[Task.completed], completed_at)])
     return Task.update(changes).where(*this_task(conditional)).returning(*COLUMNS)
 
 
@@ -399,7 +485,7 @@ def update_task(
         if expected is not None and found.revision not in expected:
             raise PreconditionFailed()
         return found
-    changes = with_derived(body)
+    changes = to_columns(body)
     revision = new_revision()
     with request_limit():
         result = send(

@@ -3,23 +3,22 @@
 import hashlib
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
 import marshmallow as ma
+import orjson
 from flask import Response, jsonify, request
 from flask.views import MethodView
 from marshmallow.types import ErrorMessages
-from marshmallow.validate import Length, OneOf, Range
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
 import auth
 import models
-from models import Cursor, StoredTask
-from web import Blueprint, BodySchema, Invalid
+from models import Cursor, Page, StoredTask
+from web import Blueprint, BodySchema, Invalid, QuerySchema, fields
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
@@ -28,15 +27,35 @@ IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 # the characters that are white space in Python but not in ECMAScript.
 STORABLE = r"^[^\x00]*$"
 NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
-# Validation messages, in place of the libraries' own.
+TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
+NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
+TAGS_WITH_COMMAS = r"^(?!\s*\[)[^,\x00-\x1f\x7f-\x9f]{0,50}(,[^,\x00-\x1f\x7f-\x9f]{0,50}){0,19}$"
+# The longest URL that can be requested with any method: Gunicorn takes a line of 8,190 bytes.
+MAX_URL = 8190 - len("OPTIONS  HTTP/1.1")
+PRIORITY_MESSAGES: ErrorMessages = {"invalid": "Must be a string or a whole number."}
+TAGS_MESSAGES: ErrorMessages = {
+    "invalid": "Must be an array of strings, or tags with commas between them."
+}
 NOT_A_CURSOR = "Not a cursor of this list: use the URL in the Link header."
-MESSAGES: ErrorMessages = {"required": "Must be sent.", "null": "Must not be null."}
-TEXT_MESSAGES = MESSAGES | {"invalid": "Must be a string."}
-BOOLEAN_MESSAGES = MESSAGES | {"invalid": "Must be true or false."}
-NOT_A_NUMBER = "Must be a whole number from {min:,} to {max:,}."
-NOT_A_CHOICE = "Must be one of: {choices}."
-TOO_SHORT = "Shorter than minimum length {min}."
-TOO_LONG = "Longer than maximum length {max}."
+STATUSES = {
+    "all": None,
+    **dict.fromkeys(("pending", "incomplete", "active", "open", "todo"), False),
+    **dict.fromkeys(("completed", "complete", "done"), True),
+}
+SORTS = {
+    "created": ("created_at", "created_date", "createdAt", "date"),
+    "updated": ("updated_at", "updatedAt"),
+    "title": ("alpha",),
+    "due_date": ("due", "dueDate"),
+    "priority": (),
+}
+# Each word for a sort, with the order that it names.
+SORT_WORDS = {
+    f"{word}{suffix}": (sort, suffix[1:])
+    for sort, words in SORTS.items()
+    for word in (sort, *words)
+    for suffix in ("", "_asc", "_desc")
+} | {"newest_first": ("created", "desc"), "oldest_first": ("created", "asc")}
 
 
 class UserIdConverter(BaseConverter):
@@ -60,60 +79,45 @@ class TaskIdConverter(BaseConverter):
         return value.lower() if UUID.fullmatch(value.lower()) else None
 
 
-def check_storable(text: str) -> None:
-    """Refuse what a database cannot store: NUL and invalid UTF-8. Raises ValidationError."""
-    if "\0" in text:
-        raise ma.ValidationError("Must not contain a NUL character.")
-    if not text.isascii() and re.search("[\ud800-\udfff]", text):
-        raise ma.ValidationError("Must be valid UTF-8.")
+class Priority(ma.fields.Field[str | None]):
+    """A word, or None if it is blank. A whole number becomes its digits."""
 
+    default_error_messages = PRIORITY_MESSAGES
 
-class Text(ma.fields.String):
-    """Any string."""
-
-    default_error_messages = TEXT_MESSAGES
-
-
-class StrippedText(Text):
-    """A string, from which leading and trailing white space is removed."""
-
-    def _deserialize(self, value: Any, *arguments: Any, **options: Any) -> str:
-        return super()._deserialize(value, *arguments, **options).strip()
-
-
-class StrictBoolean(ma.fields.Boolean):
-    """A JSON boolean. Marshmallow's own field also accepts 0, 1 and "yes"."""
-
-    default_error_messages = BOOLEAN_MESSAGES
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
-        if value is not True and value is not False:
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
+        if type(value) not in {str, int}:
             raise self.make_error("invalid", input=value)
-        return bool(value)
+        return fields.to_word(str(value), 20) or None
 
 
-class DecimalInteger(ma.fields.Integer):
-    """A number in decimal digits. int() also accepts "1_000", " 5" and "٣"."""
+class Tags(ma.fields.Field[str]):
+    """Tags as a JSON array, without blank ones and without repetitions in another case."""
 
-    def __init__(self, least: int, most: int, **options: Any) -> None:
-        words = NOT_A_NUMBER.format(min=least, max=most)
-        options["error_messages"] = {"invalid": words}
-        super().__init__(validate=Range(least, most, error=words), **options)
+    default_error_messages = TAGS_MESSAGES
 
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
-        if not re.fullmatch("[0-9]{1,18}", value):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        items = self._split(value.strip()) if isinstance(value, str) else value
+        if not isinstance(items, list):
             raise self.make_error("invalid", input=value)
-        return int(value)
+        tags: dict[str, str] = {}
+        for item in items:
+            tag = item.get("name") if isinstance(item, dict) else item
+            if not isinstance(tag, str):
+                raise self.make_error("invalid", input=value)
+            if tag := fields.to_word(tag, 50):
+                tags.setdefault(models.fold(tag), tag)
+        if len(tags) > 20:
+            raise ma.ValidationError("Must be at most 20 tags.")
+        return orjson.dumps([*tags.values()]).decode()
 
-
-def length(most: int, *, least: int = 0) -> list[Callable[[Any], Any]]:
-    """The validators of a string of `least` to `most` characters."""
-    shortest = [Length(min=least, error=TOO_SHORT)] if least else []
-    return [check_storable, *shortest, Length(max=most, error=TOO_LONG)]
-
-
-def one_of(*words: str) -> OneOf:
-    return OneOf(words, error=NOT_A_CHOICE)
+    def _split(self, text: str) -> Any:
+        """The items of a JSON array or, if it isn't one, of a text with commas between them."""
+        if not text.startswith("["):
+            return text.split(",")
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise self.make_error("invalid", input=text) from error
 
 
 class CursorField(ma.fields.String):
@@ -123,8 +127,8 @@ class CursorField(ma.fields.String):
         try:
             sort, order, task_id, key = urlsafe_b64decode(f"{value}==").decode().split(" ", 3)
             cursor = Cursor(sort, order, key, task_id)
-            if cursor.sort == "title":
-                check_storable(cursor.key)
+            if cursor.sort not in models.SORT_TIMES:
+                fields.check_storable(cursor.key)
             elif TIMESTAMP.fullmatch(cursor.key):
                 datetime.fromisoformat(cursor.key)
             else:
@@ -139,24 +143,65 @@ class CursorField(ma.fields.String):
 class TaskUpdateSchema(BodySchema):
     """The fields to change; the others keep their values."""
 
-    title = StrippedText(
-        validate=length(500, least=1),
+    title = fields.StrippedText(
+        validate=fields.length(500, least=1),
         metadata={
             "description": "Leading and trailing white space is removed.",
             "pattern": NOT_BLANK,
             "example": "Buy milk",
         },
     )
-    description = Text(
+    description = fields.Text(
         allow_none=True,
-        validate=length(5000),
+        validate=fields.length(5000),
         metadata={
             "description": "null if the task has no description.",
             "pattern": STORABLE,
             "example": "Two bottles",
         },
     )
-    completed = StrictBoolean(metadata={"example": False})
+    completed = fields.StrictBoolean(metadata={"example": False})
+    priority: ma.fields.Field[Any] = Priority(
+        allow_none=True,
+        metadata={
+            "description": "A word of your choice; `medium` if it is null or blank. A number is"
+            " stored as its digits. Lists sort `none`, `low`, `medium`, `high`, `urgent` and `p4`"
+            " to `p1` by their meaning.",
+            "anyOf": [
+                {"type": "string", "maxLength": 20, "pattern": fields.WORD},
+                {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
+                {"type": "null"},
+            ],
+            "example": "high",
+        },
+    )
+    due_date: ma.fields.Field[Any] = fields.DateOrTime(
+        allow_none=True,
+        metadata={
+            "description": "A date, a time without a zone, or a time in a zone, which is converted"
+            " to UTC. null if the task has no due date.",
+            "anyOf": [
+                {"type": "string", "format": "date"},
+                {"type": "string", "format": "date-time"},
+                {"type": "string", "pattern": fields.LOCAL_TIME},
+                {"type": "null"},
+            ],
+            "example": "2026-01-31",
+        },
+    )
+    tags: ma.fields.Field[Any] = Tags(
+        allow_none=True,
+        metadata={
+            "description": "At most 20 tags. Blank ones are left out, and those that differ only in"
+            " case from one before. A string has commas between the tags, or is a JSON array.",
+            "anyOf": [
+                {"type": "array", "maxItems": 20, "items": {"anyOf": [TAG, NAMED_TAG]}},
+                {"type": "string", "pattern": TAGS_WITH_COMMAS},
+                {"type": "null"},
+            ],
+            "example": ["home", "work"],
+        },
+    )
 
 
 class TaskCreateSchema(TaskUpdateSchema):
@@ -172,6 +217,20 @@ class TaskSchema(TaskUpdateSchema):
     user_id = ma.fields.String(metadata={"example": "alice"})
     created_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
     updated_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
+    priority = ma.fields.String(metadata={"example": "high"})
+    due_date = ma.fields.String(
+        allow_none=True,
+        metadata={
+            "description": "`2026-01-31`, `2026-01-31T09:30:00` or `2026-01-31T09:30:00Z`, as it"
+            " was sent. null if the task has no due date.",
+            "example": "2026-01-31",
+        },
+    )
+    tags = ma.fields.List(ma.fields.String(), metadata={"example": ["home", "work"]})
+    completed_at = ma.fields.AwareDateTime(
+        allow_none=True,
+        metadata={"description": "null if the task is not completed.", "example": None},
+    )
     required_fields = models.PUBLIC_FIELDS
 
     class Meta:
@@ -182,7 +241,7 @@ class TaskCompletionSchema(BodySchema):
     """An empty body toggles; `completed` sets."""
 
     optional = True
-    completed = StrictBoolean(metadata={"example": True})
+    completed = fields.StrictBoolean(metadata={"example": True})
 
 
 class MessageSchema(ma.Schema):
@@ -197,40 +256,83 @@ class StatusSchema(ma.Schema):
     status = ma.fields.String(required=True, metadata={"example": "ok"})
 
 
-class TaskQuerySchema(ma.Schema):
+class TaskQuerySchema(QuerySchema):
     """The filters and the order of a list."""
 
-    status = Text(
-        validate=one_of("all", "pending", "completed"),
+    status = fields.Choice(
+        STATUSES,
+        ("all", "pending", "completed"),
         metadata={
-            "description": "`pending` or `completed` selects only those tasks.",
+            "description": "`pending` (also `incomplete`, `active`, `open`, `todo`) or `completed`"
+            " (also `complete`, `done`) selects only those tasks.",
             "default": "all",
         },
     )
-    search = Text(
-        validate=length(200, least=1),
+    completed = fields.Choice(
+        {"true": True, "false": False},
+        ("true", "false"),
+        metadata={"description": "The same as `status`, which has priority unless it is `all`."},
+    )
+    priority = fields.Words(
+        20,
+        commas=True,
         metadata={
-            "description": "Only tasks whose title or description contains this text. Case does not"
-            " matter; there are no wildcards.",
+            "description": "Only tasks with one of these priorities, in any case. Several are"
+            " repeated or separated by commas; `all` selects every task."
+        },
+    )
+    tag = fields.Words(
+        20,
+        commas=False,
+        metadata={"description": "Only tasks with this tag, in any case; repeated: with all."},
+    )
+    tags = fields.Words(
+        20,
+        commas=True,
+        metadata={"description": "Only tasks with one of these tags, separated by commas."},
+    )
+    due_date_from = fields.Day(
+        metadata={"description": "Only tasks that are due on this day or later (also `due_from`)."}
+    )
+    due_date_to = fields.Day(
+        metadata={"description": "Only tasks that are due on this day or before (also `due_to`)."}
+    )
+    search = fields.Text(
+        validate=fields.length(200),
+        metadata={
+            "description": "Only tasks whose title or description contains this text (also `q`)."
+            " Case does not matter; there are no wildcards.",
             "pattern": STORABLE,
         },
     )
-    sort = Text(
-        validate=one_of(*models.SORT_KEYS),
+    sort = fields.Choice(
+        SORT_WORDS,
+        SORTS,
         metadata={
-            "description": "The sort key: the time of creation, of the last update, or the title"
-            " (lower case, first 100 characters).",
+            "description": "The sort key (also `sort_by`): the time of creation, of the last"
+            " update, the title (lower case, first 100 characters), the due date, or the priority."
+            " With `_asc` or `_desc` behind it, it names the order, too.",
             "default": "created",
         },
     )
-    order = Text(
-        validate=one_of("asc", "desc"),
-        metadata={"description": "Ascending or descending.", "default": "asc"},
+    order = fields.Choice(
+        {"asc": "asc", "desc": "desc"},
+        ("asc", "desc"),
+        metadata={
+            "description": "Ascending or descending (also `sort_order`). The default is `asc`; for"
+            " `priority` it is `desc`, the most urgent first. Tasks without a due date are the last"
+            " in both orders.",
+        },
     )
-    limit = DecimalInteger(
+    limit = fields.DecimalInteger(
         1,
         models.MAX_LIMIT,
         metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
+    )
+    offset = fields.DecimalInteger(
+        0,
+        models.MAX_OFFSET,
+        metadata={"description": "The number of tasks to skip, without `cursor`.", "default": 0},
     )
     cursor = CursorField(
         metadata={
@@ -238,21 +340,34 @@ class TaskQuerySchema(ma.Schema):
             "minLength": 1,
         }
     )
+    aliases: ClassVar = {
+        "due_date_from": ("due_from",),
+        "due_date_to": ("due_to",),
+        "search": ("q",),
+        "sort": ("sort_by",),
+        "order": ("sort_order",),
+    }
+    never_empty = ("cursor",)
 
-    def load(self, data: Any, **options: Any) -> Any:
-        """Load a query. Marshmallow takes 8 µs for an empty one, 1 % of a short list."""
-        return super().load(data, **options) if data else {}
-
-    @ma.validates_schema
-    def check_cursor_order(self, query: dict[str, Any], **_: Any) -> None:
-        cursor, order = (
-            query.get("cursor"),
-            (query.get("sort", "created"), query.get("order", "asc")),
-        )
-        if cursor and (cursor.sort, cursor.order) != order:
+    @ma.post_load
+    def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """The arguments of `list_tasks`."""
+        status = query.pop("status", None)
+        if status is not None:
+            query["completed"] = status
+        if "all" in map(models.fold, query.get("priority") or ()):
+            query["priority"] = None
+        sort, order = query.pop("sort", ("created", ""))
+        order = order or query.get("order") or ("desc" if sort == "priority" else "asc")
+        cursor = query.get("cursor")
+        if cursor and (cursor.sort, cursor.order) != (sort, order):
             raise ma.ValidationError(NOT_A_CURSOR, "cursor")
+        if cursor and "offset" in query:
+            raise ma.ValidationError("Must not be sent together with cursor.", "offset")
+        return query | {"sort": sort, "order": order}
 
 
+LIST_QUERY = TaskQuerySchema()
 PATH_PARAMETERS = [
     {
         "in": "path",
@@ -301,7 +416,7 @@ def refuse_impossible_ids() -> None:
 @tasks.route("")
 class Tasks(MethodView):
     @tasks.operation("listTasks", "If-None-Match")
-    @tasks.arguments(TaskQuerySchema(), location="query")
+    @tasks.arguments(LIST_QUERY, location="query")
     @tasks.response(200, TaskSchema(many=True), headers={"ETag": "ETag", "Link": "Link"})
     def get(self, query: dict[str, Any], user_id: str) -> Response:
         """List a user's tasks
@@ -310,15 +425,7 @@ class Tasks(MethodView):
         there are more tasks, the header `Link` has the URL of the next page. Following the links
         returns every task exactly once, even while tasks are created, changed or deleted.
         """
-        page = models.list_tasks(user_id, **query)
-        response = Response(page.body, mimetype="application/json")
-        state = hashlib.sha256(page.body)
-        if page.cursor:
-            link = f'<{next_page_url(query, page.cursor)}>; rel="next"'
-            state.update(link.encode())
-            response.headers["Link"] = link
-        response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
-        return not_modified_if_known(response)
+        return page_response(models.list_tasks(user_id, **query))
 
     @tasks.operation("createTask", "Idempotency-Key")
     @tasks.doc(responses={201: {"links": LINKS}})
@@ -412,8 +519,24 @@ def task_response(task: StoredTask) -> Response:
     return response
 
 
+def page_response(page: Page) -> Response:
+    """The response with a page of tasks, its ETag and the link to the next. Raises Invalid."""
+    response = Response(page.body, mimetype="application/json")
+    state = hashlib.sha256(page.body)
+    if page.cursor:
+        link = f'<{next_page_url(page.cursor)}>; rel="next"'
+        state.update(link.encode())
+        response.headers["Link"] = link
+    response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
+    return not_modified_if_known(response)
+
+
 def not_modified_if_known(response: Response) -> Response:
-    """Turn `response` into a 304 if If-None-Match names its ETag (RFC 9110, section 13.1.2)."""
+    """Turn `response` into a 304 if If-None-Match names its ETag (RFC 9110, section 13.1.2).
+
+    Without Cache-Control, a browser could show an old copy (RFC 9111, section 4.2.2).
+    """
+    response.headers["Cache-Control"] = "private, no-cache"
     tag = response.headers["ETag"].strip('"')
     if "If-None-Match" in request.headers and request.if_none_match.contains_weak(tag):
         response.status_code = 304
@@ -437,11 +560,19 @@ def idempotency_key() -> str | None:
     return key
 
 
-def next_page_url(query: dict[str, Any], cursor: Cursor) -> str:
-    """The URL of the page after `cursor`, relative to this host (RFC 8288, section 3.1)."""
+def next_page_url(cursor: Cursor) -> str:
+    """The URL of the page after `cursor`, relative to this host (RFC 8288, section 3.1).
+
+    Raises Invalid if it is longer than the server accepts.
+    """
     text = f"{cursor.sort} {cursor.order} {cursor.id} {cursor.key}"
     value = urlsafe_b64encode(text.encode()).decode().rstrip("=")
-    return f"{quote(request.path)}?{urlencode({**query, 'cursor': value}, quote_via=quote)}"
+    query = [pair for pair in LIST_QUERY.pairs(request) if pair[0] not in {"cursor", "offset"}]
+    url = f"{quote(request.path)}?{urlencode([*query, ('cursor', value)], quote_via=quote)}"
+    if len(url) > MAX_URL:
+        longest = max(query, key=lambda pair: len(pair[1]))
+        raise Invalid({longest[0]: ["Too long: the URL of the next page would not be accepted."]})
+    return url
 
 
 @service.route("/health")

@@ -9,7 +9,7 @@ from peewee import ColumnBase, Context, Node
 from database.base import TaskDatabase
 
 
-class Parameter(Node):
+class Parameter(ColumnBase):
     """A named parameter, whose value the driver inserts when the statement is sent."""
 
     def __init__(self, name: str) -> None:

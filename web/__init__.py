@@ -1,10 +1,21 @@
 """HTTP: parsing, errors, CORS and the documentation. Nothing here is about tasks."""
 
+from web import fields
 from web.application import Application
 from web.cors import allow_origins
 from web.docs import docs
 from web.openapi import Api, Blueprint
-from web.parsing import BodySchema
+from web.parsing import BodySchema, QuerySchema
 from web.problems import Invalid
 
-__all__ = ["Api", "Application", "Blueprint", "BodySchema", "Invalid", "allow_origins", "docs"]
+__all__ = [
+    "Api",
+    "Application",
+    "Blueprint",
+    "BodySchema",
+    "Invalid",
+    "QuerySchema",
+    "allow_origins",
+    "docs",
+    "fields",
+]

@@ -1,6 +1,7 @@
 """Strict parsing of request bodies and queries."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
@@ -11,6 +12,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from settings import MAX_BODY
+from web.fields import Words
 from web.problems import Invalid
 
 BODY_MESSAGES = {"type": "Expected a JSON object."}
@@ -32,6 +34,45 @@ class BodySchema(ma.Schema):
             field_obj.required = True
 
 
+class QuerySchema(ma.Schema):
+    """The schema of a query. An empty value is as good as none; unknown parameters are ignored."""
+
+    # The other names of a parameter, which have effect without it.
+    aliases: ClassVar[Mapping[str, Collection[str]]] = {}
+    # Parameters whose empty value is not ignored.
+    never_empty: ClassVar[Collection[str]] = ()
+
+    def pairs(self, request: Request) -> list[tuple[str, str]]:
+        """The names and values in the query that have effect, in their order."""
+        known = {*self.fields, *chain(*self.aliases.values())}
+        return [pair for pair in query_pairs(request) if pair[0] in known and pair[1]]
+
+    def load(self, data: Any, **options: Any) -> Any:
+        """Load the values of each parameter. An error names the parameter as it was sent.
+
+        Of several values, the last counts, unless the field is a list. Marshmallow takes 8 µs for
+        an empty query, 1 % of a short list. Raises ValidationError.
+        """
+        values: dict[str, Any] = {}
+        sent: dict[str, str] = {}
+        for name, field in self.fields.items() if data else ():
+            for spelling in (name, *self.aliases.get(name, ())):
+                given = data.get(spelling, [])
+                if given := [value for value in given if value] or given * (
+                    name in self.never_empty
+                ):
+                    values[name] = given if isinstance(field, Words) else given[-1]
+                    sent[name] = spelling
+                    break
+        if not values:
+            return {}
+        try:
+            return super().load(values, **options)
+        except ma.ValidationError as error:
+            errors = {sent[name]: words for name, words in error.messages_dict.items()}
+            raise ma.ValidationError(errors) from error
+
+
 class StrictParser(FlaskParser):
     """A parser that refuses a body that is not JSON; webargs itself treats such a body as empty."""
 
@@ -51,10 +92,12 @@ class StrictParser(FlaskParser):
             place = f"line {error.lineno}, column {error.colno}"
             raise BadRequest(f"The body is not JSON in UTF-8: {place}.") from error
 
-    def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, str]:
+    def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, list[str]]:
         """Decode bytes that are not UTF-8 to surrogates, which the fields then refuse."""
-        query = req.query_string.decode(errors="surrogateescape")
-        return dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
+        values: dict[str, list[str]] = {}
+        for name, value in query_pairs(req):
+            values.setdefault(name, []).append(value)
+        return values
 
     def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
         """Raises Invalid."""
@@ -62,6 +105,12 @@ class StrictParser(FlaskParser):
         if whole := errors.pop(ma.exceptions.SCHEMA, None):
             raise Invalid({"body": whole}, " ".join(whole)) from error
         raise Invalid(errors) from error
+
+
+def query_pairs(request: Request) -> list[tuple[str, str]]:
+    """The names and values in the query, in their order. Invalid UTF-8 becomes surrogates."""
+    query = request.query_string.decode(errors="surrogateescape")
+    return parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
 
 
 def read_body(request: Request) -> bytes:

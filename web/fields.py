@@ -1,0 +1,175 @@
+"""Fields of bodies and queries. They are strict, and name what they expect in plain words."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+
+import marshmallow as ma
+from marshmallow.types import ErrorMessages
+from marshmallow.validate import Length, Range
+
+# Validation messages, in place of the libraries' own.
+MESSAGES: ErrorMessages = {"required": "Must be sent.", "null": "Must not be null."}
+TEXT_MESSAGES = MESSAGES | {"invalid": "Must be a string."}
+BOOLEAN_MESSAGES = MESSAGES | {"invalid": "Must be true or false."}
+DATE_MESSAGES = MESSAGES | {"invalid": "Must be a date in the form YYYY-MM-DD."}
+DATE_OR_TIME_MESSAGES = MESSAGES | {
+    "invalid": "Must be a date or a time, such as 2026-01-31, 2026-01-31T09:30:00 or"
+    " 2026-01-31T09:30:00Z."
+}
+NOT_A_NUMBER = "Must be a whole number from {min:,} to {max:,}."
+NOT_A_CHOICE = "Must be one of: {choices}."
+TOO_MANY = "Must be at most {max} words."
+TOO_SHORT = "Shorter than minimum length {min}."
+TOO_LONG = "Longer than maximum length {max}."
+# The rules of `to_word` and, but for the days of a month, of `DateOrTime`, for clients.
+WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
+LOCAL_TIME = (
+    r"^(\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?)?$"
+)
+DATE_OR_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[T ]((?:[01]\d|2[0-3]):[0-5]\d)(?:(:[0-5]\d)(?:\.\d+)?)?"
+    r"(Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)?)?",
+    re.ASCII,
+)
+
+
+def check_storable(text: str) -> None:
+    """Refuse what a database cannot store: NUL and invalid UTF-8. Raises ValidationError."""
+    if "\0" in text:
+        raise ma.ValidationError("Must not contain a NUL character.")
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise ma.ValidationError("Must be valid UTF-8.")
+
+
+def check_word(text: str) -> None:
+    """Refuse also control characters (Unicode's category Cc). Raises ValidationError."""
+    check_storable(text)
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+        raise ma.ValidationError("Must not contain control characters.")
+
+
+def to_word(text: str, most: int) -> str:
+    """Strip a word of at most `most` characters. Raises ValidationError."""
+    word = text.strip()
+    check_word(word)
+    if len(word) > most:
+        raise ma.ValidationError(TOO_LONG.format(max=most))
+    return word
+
+
+def length(most: int, *, least: int = 0) -> list[Callable[[Any], Any]]:
+    """The validators of a string of `least` to `most` characters."""
+    shortest = [Length(min=least, error=TOO_SHORT)] if least else []
+    return [check_storable, *shortest, Length(max=most, error=TOO_LONG)]
+
+
+class Text(ma.fields.String):
+    """Any string."""
+
+    default_error_messages = TEXT_MESSAGES
+
+
+class StrippedText(Text):
+    """A string, from which leading and trailing white space is removed."""
+
+    def _deserialize(self, value: Any, *arguments: Any, **options: Any) -> str:
+        return super()._deserialize(value, *arguments, **options).strip()
+
+
+class StrictBoolean(ma.fields.Boolean):
+    """A JSON boolean. Marshmallow's own field also accepts 0, 1 and "yes"."""
+
+    default_error_messages = BOOLEAN_MESSAGES
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if value is not True and value is not False:
+            raise self.make_error("invalid", input=value)
+        return bool(value)
+
+
+class DecimalInteger(ma.fields.Integer):
+    """A number in decimal digits. int() also accepts "1_000", " 5" and "٣"."""
+
+    def __init__(self, least: int, most: int, **options: Any) -> None:
+        words = NOT_A_NUMBER.format(min=least, max=most)
+        options["error_messages"] = {"invalid": words}
+        super().__init__(validate=Range(least, most, error=words), **options)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if not re.fullmatch("[0-9]{1,18}", value):
+            raise self.make_error("invalid", input=value)
+        return int(value)
+
+
+class Day(ma.fields.String):
+    """A date as YYYY-MM-DD, which stays text. fromisoformat() also accepts 2026-W01-1."""
+
+    default_error_messages = DATE_MESSAGES
+
+    def __init__(self, *, metadata: dict[str, Any]) -> None:
+        super().__init__(metadata={"format": "date", **metadata})
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        try:
+            return date.fromisoformat(value if value[4::3] == "--" else "").isoformat()
+        except ValueError as error:
+            raise self.make_error("invalid", input=value) from error
+
+
+class DateOrTime(ma.fields.Field[str | None]):
+    """A date, a time, or a time in a zone, as text in the same form. None if it is empty."""
+
+    default_error_messages = DATE_OR_TIME_MESSAGES
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
+        if value == "":
+            return None
+        match = DATE_OR_TIME.fullmatch(value) if isinstance(value, str) else None
+        try:
+            day, time, seconds, zone = match.groups() if match else ("",) * 4
+            if not time:
+                return date.fromisoformat(day).isoformat()
+            moment = datetime.fromisoformat(f"{day}T{time}{seconds or ':00'}{zone or ''}")
+            text = (moment.astimezone(UTC) if zone else moment).isoformat()
+            return text.replace("+00:00", "Z")
+        except (ValueError, OverflowError) as error:
+            raise self.make_error("invalid", input=value) from error
+
+
+class Choice(ma.fields.Field[Any]):
+    """A word in any case, which becomes its meaning. A message lists only the `main` words."""
+
+    def __init__(
+        self, meanings: Mapping[str, Any], main: Iterable[str], *, metadata: dict[str, Any]
+    ) -> None:
+        super().__init__(metadata={"type": "string", "enum": [*main], **metadata})
+        self.meanings = {word.lower(): meaning for word, meaning in meanings.items()}
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        if value.lower() not in self.meanings:
+            choices = ", ".join(self.metadata["enum"])
+            raise ma.ValidationError(NOT_A_CHOICE.format(choices=choices))
+        return self.meanings[value.lower()]
+
+
+class Words(ma.fields.Field[list[str] | None]):
+    """The words in all values of a query parameter: one in each, or several between commas.
+
+    None if all of them are blank.
+    """
+
+    def __init__(self, most: int, *, commas: bool, metadata: dict[str, Any]) -> None:
+        items = {"type": "array", "items": {"type": "string", "pattern": WORD}, "maxItems": most}
+        super().__init__(metadata=items | metadata)
+        self.most, self.commas = most, commas
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | None:
+        parts = ",".join(value).split(",") if self.commas else value
+        words = [word for part in parts if (word := part.strip())]
+        for word in words:
+            check_word(word)
+        if len(words) > self.most:
+            raise ma.ValidationError(TOO_MANY.format(max=self.most))
+        return words or None
