@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 from uuid import uuid4
 
 import pytest
-from support.server import Server, User, change_by_hand, fill
+from support.server import Server, User, change_by_hand, fill, pages
 
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 TITLES = [
@@ -37,17 +37,6 @@ def long_list(server: Server, database_url: str) -> Iterator[User]:
         fill(database_url, user.name, 3_000)
         yield user
         change_by_hand(database_url, f"DELETE FROM task WHERE user_id = '{user.name}'")
-
-
-def pages(user: User, **query: Any) -> list[list[dict[str, Any]]]:
-    """Every page of a list, by following its links."""
-    response = user.get("/tasks", params=query)
-    found = [response.json()]
-    while "next" in response.links:
-        response = user.get(urljoin(response.url, response.links["next"]["url"]))
-        assert response.status_code == 200, response.text
-        found.append(response.json())
-    return found
 
 
 def titles(tasks: list[dict[str, Any]]) -> list[str]:
@@ -288,10 +277,9 @@ def cursor(text: str) -> str:
 @pytest.mark.parametrize(
     "query",
     [
-        *("status=", "status=done", "status=ALL", "status=all%00"),
-        *("search=", "search=" + "x" * 201, "search=%00", "search=%ff", "search=%ed%a0%80"),
-        *("sort=", "sort=id", "sort=created%20", "order=", "order=up", "order=ASC"),
-        *("limit=", "limit=0", "limit=-1", "limit=10001", "limit=1.0", "limit=1e2", "limit=%201"),
+        *("status=finished", "status=all%00", "search=%00", "search=%ff", "search=%ed%a0%80"),
+        *("search=" + "x" * 201, "sort=id", "sort=created%20", "order=up"),
+        *("limit=0", "limit=-1", "limit=10001", "limit=1.0", "limit=1e2", "limit=%201"),
         *("limit=1_0", "limit=%D9%A3", "limit=+1", "limit=" + "9" * 5000, "limit=0x10"),
         *("cursor=", "cursor=1", "cursor=%00", "cursor=%ff", "cursor=" + "A" * 3000),
         *("cursor=e30", "cursor=bnVsbA", "cursor=%E7%94%A8", "cursor=_w"),
@@ -322,8 +310,6 @@ def test_a_bad_parameter_is_named(user: User, query: str) -> None:
         ("limit=x", "Must be a whole number from 1 to 10,000."),
         ("limit=0", "Must be a whole number from 1 to 10,000."),
         ("limit=10001", "Must be a whole number from 1 to 10,000."),
-        ("status=x", "Must be one of: all, pending, completed."),
-        ("sort=x", "Must be one of: created, updated, title."),
         ("order=x", "Must be one of: asc, desc."),
         ("search=" + "x" * 201, "Longer than maximum length 200."),
         ("search=%00", "Must not contain a NUL character."),

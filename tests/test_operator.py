@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +22,17 @@ import pytest
 import requests
 from support.commands import run_command
 from support.process import run_to_its_end
-from support.server import APPLIED, MIGRATIONS, ROOT, Server, User, change_by_hand, new_database
+from support.server import (
+    APPLIED,
+    MIGRATIONS,
+    ROOT,
+    Server,
+    User,
+    change_by_hand,
+    insert_by_hand,
+    make_schema_of,
+    new_database,
+)
 
 from database.postgres import SCHEMA_LOCK
 from testbed.cluster import PASSWORD
@@ -379,26 +388,25 @@ def test_a_database_of_before_finds_the_dotted_and_the_dotless_i(
     tmp_path: Path, database_url: str
 ) -> None:
     """As the first migration alone made it, with what was folded without a care for them."""
-    before = tmp_path / "before"
+    before, new = tmp_path / "before", tmp_path / "new"
     before.mkdir()
-    shutil.copy(ROOT / "database" / "migrations" / "0001_task.py", before)
-    (tmp_path / "old.py").write_text(
-        "import app, database.base\ncreate_app = app.create_app\n"
-        f"database.base.MIGRATIONS = {str(before)!r}\n"
-    )
-    texts = ["İstanbul", "IŞIK ışık", "Izmir", "i\u0307 İ"]
-    arguments = ("--chdir", str(tmp_path))
-    old = Server(tmp_path, *arguments, app="old:create_app()", DATABASE_URL=database_url)
-    with old, User(old.wait(), "ann") as ann:
-        tasks = [ann.create(text, description=text) for text in texts]
-    for task in tasks:
-        folded = f"'{task['title'].casefold()}'"
-        sql = f"UPDATE task SET title_folded = {folded}, description_folded = {folded}"
-        change_by_hand(database_url, f"{sql} WHERE id = '{task['id']}'")
-    (tmp_path / "new").mkdir()
-    with Server(tmp_path / "new", DATABASE_URL=database_url) as new, User(new, "ann") as ann:
-        found = {search: ann.tasks(search=search) for search in ("istan", "ışı", "IZ", "\u0307 i")}
-        assert found == dict(zip(found, ([task] for task in tasks), strict=True))
+    new.mkdir()
+    make_schema_of(["0001_task"], before, database_url)
+    for text in ("İstanbul", "IŞIK ışık", "Izmir", "i\u0307 İ"):
+        insert_by_hand(
+            database_url, "ann", text, description=text, description_folded=text.casefold()
+        )
+    with Server(new, DATABASE_URL=database_url) as server, User(server, "ann") as ann:
+        found = {
+            search: [task["title"] for task in ann.tasks(search=search)]
+            for search in ("istan", "ışı", "IZ", "\u0307 i")
+        }
+        assert found == {
+            "istan": ["İstanbul"],
+            "ışı": ["IŞIK ışık"],
+            "IZ": ["Izmir"],
+            "\u0307 i": ["i\u0307 İ"],
+        }
         ann.create("x", description="İ")
         assert len(ann.tasks(search="i")) == 5
-    assert "applied the migration 0002_dotted_i" in new.log_file.read_text()
+    assert "applied the migration 0002_dotted_i" in server.log_file.read_text()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -12,6 +14,7 @@ from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlencode, urljoin
 from uuid import uuid4
 
 import psutil
@@ -27,6 +30,14 @@ HASTY = "support.hasty:create_app()"
 REAL = "app:create_app()"
 # What `flask --app app migrate` says of an empty database.
 APPLIED = "".join(f"applied {name}\n" for name in MIGRATIONS)
+FIELDS = ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]
+FIELDS += ["priority", "due_date", "tags", "completed_at"]
+# What marshmallow and datetime say of a wrong value.
+NOT_OUR_WORDS = re.compile(
+    "not a valid|invalid (input|value|isoformat)|may not be|missing data|unknown field|length must"
+    "|(year|month|day|hour|minute|second) (must be|is out)|does not match format|timedelta|'",
+    re.IGNORECASE,
+)
 
 
 class Server:
@@ -107,8 +118,8 @@ class Server:
                 answer += piece
         head, _, body = answer.partition(b"\r\n\r\n")
         status, *lines = head.decode("latin-1").split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines)
-        return int(status.split()[1]), headers, body
+        headers = (line.split(": ", 1) for line in lines)
+        return int(status.split()[1]), {name.lower(): value for name, value in headers}, body
 
     def __enter__(self) -> "Server":
         return self.wait()
@@ -156,6 +167,28 @@ class User(requests.Session):
         return response.json()
 
 
+def pages(user: User, query: str = "", **more: Any) -> list[list[dict[str, Any]]]:
+    """Every page of a list, by following its links."""
+    response = user.get("/tasks", params=f"{query}&{urlencode(more, doseq=True)}")
+    found = []
+    while True:
+        assert response.status_code == 200, response.text
+        found.append(response.json())
+        if "next" not in response.links:
+            return found
+        response = user.get(urljoin(response.url, response.links["next"]["url"]))
+
+
+def refusal(response: requests.Response) -> tuple[str, str]:
+    """The name and the message of the only thing that is wrong, which the API says itself."""
+    assert response.status_code == 422, response.text
+    problem = response.json()
+    ((name, (message,)),) = problem["errors"].items()
+    assert problem["detail"] == f"{name}: {message}"
+    assert message.endswith(".") and not NOT_OUR_WORDS.search(message), message
+    return name, message
+
+
 def new_database(postgres: str) -> str:
     """The URL of an empty database on the server at `postgres`."""
     name = f"db_{uuid4().hex}"
@@ -165,26 +198,60 @@ def new_database(postgres: str) -> str:
     return f"{postgres.removesuffix('/postgres')}/{name}"
 
 
-def change_by_hand(database_url: str, sql: str) -> None:
-    """Send `sql` to the database, past the server."""
+def change_by_hand(database_url: str, sql: str) -> list[Any]:
+    """Send `sql` to the database, past the server, and return the rows that it has."""
     if database_url.startswith("sqlite:///"):
         with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
-            connection.execute(sql)
+            rows = connection.execute(sql).fetchall()
             connection.commit()
-    else:
-        with closing(psycopg2.connect(database_url)) as connection:
-            connection.cursor().execute(sql)
-            connection.commit()
+            return rows
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute(sql)
+        connection.commit()
+        return cursor.fetchall() if cursor.description else []
+
+
+def make_schema_of(migrations: Sequence[str], folder: Path, database_url: str) -> None:
+    """Make the schema of a release that has only these migrations. `folder` must be empty."""
+    (folder / "migrations").mkdir()
+    for name in migrations:
+        shutil.copy(ROOT / "database" / "migrations" / f"{name}.py", folder / "migrations")
+    (folder / "old.py").write_text(
+        "import app, database.base\ncreate_app = app.create_app\n"
+        f"database.base.MIGRATIONS = {str(folder / 'migrations')!r}\n"
+    )
+    with Server(
+        folder, "--chdir", str(folder), app="old:create_app()", DATABASE_URL=database_url
+    ) as old:
+        assert requests.get(f"{old.url}/ready").status_code == 200
+
+
+def insert_by_hand(database_url: str, user_id: str, title: str, **columns: Any) -> str:
+    """Insert a task with the columns of the first release, and return its id."""
+    moment = "2026-01-01T00:00:00.000000Z"
+    row = {
+        **{"user_id": user_id, "id": str(uuid4()), "title": title, "completed": False},
+        **{"created_at": moment, "updated_at": moment, "revision": str(uuid4())},
+        **{"title_lower": title.lower(), "title_folded": title.casefold()},
+        **columns,
+    }
+    values = ", ".join(
+        f"'{value}'" if isinstance(value, str) else f"{value}" for value in row.values()
+    )
+    change_by_hand(database_url, f"INSERT INTO task ({', '.join(row)}) VALUES ({values})")
+    return row["id"]
 
 
 def fill(database_url: str, user_id: str, number: int) -> None:
-    """Make `number` tasks, each a millisecond later, like the only one that the user has."""
+    """Make `number` tasks, each a second later, like the only one that the user has."""
     task_id = "'00000000-0000-4000-8000-' || (100000000000 + i)"
-    columns = "title, description, completed, updated_at, revision"
-    columns += ", title_lower, title_folded, description_folded"
     created_at = "strftime('%Y-%m-%dT%H:%M:%S.000000Z', 'now', i || ' seconds')"
+    names = "SELECT name FROM pragma_table_info('task')"
     if database_url.startswith("postgresql:"):
         task_id, created_at = f"CAST({task_id} AS uuid)", "now() + i * interval '1 second'"
+        names = "SELECT attname FROM pg_attribute WHERE attrelid = 'task'::regclass AND attnum > 0"
+    found = {name for (name,) in change_by_hand(database_url, names)}
+    columns = ", ".join(sorted(found - {"user_id", "id", "created_at"}))
     change_by_hand(
         database_url,
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n"
