@@ -190,7 +190,7 @@ def test_what_is_sent_is_what_the_schema_says(
     for sent in (task, user.task(task["id"]), *user.tasks()):
         loaded = schema.load(sent)
         dumped = schema.dump(loaded)
-        for stamp in ("created_at", "updated_at"):
+        for stamp in ("created_at", "updated_at", *["completed_at"] * completed):
             assert loaded[stamp].isoformat(timespec="microseconds")[:-6] + "Z" == sent[stamp]
             dumped[stamp] = sent[stamp]
         assert json.dumps(dumped) == json.dumps(sent)
