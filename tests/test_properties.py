@@ -1,6 +1,7 @@
 """Any text comes back equal, and any sequence of operations does what a model says."""
 
 import json
+import unicodedata
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,19 @@ from support.server import Server, User
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 TITLES = TEXT.map(lambda text: text[:500]).filter(str.strip)
 DESCRIPTIONS = st.none() | TEXT
+PRIORITIES = st.none() | st.sampled_from(["", " High ", "p2", "none", 1, "x" * 20])
+DUE_DATES = st.none() | st.sampled_from(
+    ["2026-03-01", "2026-03-01T09:00:00", "2026-03-01T09:00:00Z"]
+)
+TAGS = st.none() | st.lists(st.sampled_from(["home", " Home", "work, play", "", "İ", "i"]))
+CHANGES = {
+    "title": TITLES,
+    "description": DESCRIPTIONS,
+    "completed": st.booleans(),
+    "priority": PRIORITIES,
+    "due_date": DUE_DATES,
+    "tags": TAGS,
+}
 USERS = st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=40
 ).filter(lambda name: name not in {".", ".."})
@@ -45,6 +59,31 @@ def test_any_part_of_a_title_finds_it_in_any_case(
 
 
 @often
+@given(words=st.lists(TEXT.map(lambda text: text[:60]), max_size=25))
+def test_any_tags_come_back_or_are_refused(user: User, words: list[str]) -> None:
+    tags = unlike(words)
+    response = user.post("/tasks", json={"title": "x", "tags": words})
+    if len(tags) > 20 or any(len(tag) > 50 or has_control(tag) for tag in tags):
+        assert (response.status_code, list(response.json()["errors"])) == (422, ["tags"])
+        return
+    assert response.json()["tags"] == tags
+    for tag in tags:
+        assert response.json() in user.tasks(tag=tag)
+
+
+@often
+@given(word=TEXT.map(lambda text: text[:25]))
+def test_any_priority_comes_back_or_is_refused(user: User, word: str) -> None:
+    response = user.post("/tasks", json={"title": "x", "priority": word})
+    if len(word.strip()) > 20 or has_control(word.strip()):
+        assert (response.status_code, list(response.json()["errors"])) == (422, ["priority"])
+    else:
+        assert response.json()["priority"] == (word.strip() or "medium")
+        if "," not in word and fold(word.strip()) != "all":
+            assert response.json() in user.tasks(priority=word)
+
+
+@often
 @given(name=USERS)
 def test_any_user_has_tasks_of_their_own(server: Server, name: str) -> None:
     with User(server, name) as user:
@@ -52,6 +91,34 @@ def test_any_user_has_tasks_of_their_own(server: Server, name: str) -> None:
         assert task["user_id"] == name
         assert user.task(task["id"]) == task
         assert user.delete(f"/tasks/{task['id']}").status_code == 200
+
+
+def fold(text: str) -> str:
+    return text.replace("İ", "i").replace("ı", "i").casefold()
+
+
+def has_control(text: str) -> bool:
+    return any(unicodedata.category(character) == "Cc" for character in text)
+
+
+def unlike(words: list[str]) -> list[str]:
+    """The tags in `words`: stripped, without blanks and duplicates."""
+    first: dict[str, str] = {}
+    for word in filter(None, map(str.strip, words)):
+        first.setdefault(fold(word), word)
+    return list(first.values())
+
+
+def kept(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields as the API keeps them."""
+    fields = dict(fields)
+    if "title" in fields:
+        fields["title"] = fields["title"].strip()
+    if "priority" in fields:
+        fields["priority"] = str(fields["priority"] or "").strip() or "medium"
+    if "tags" in fields:
+        fields["tags"] = unlike(fields["tags"] or [])
+    return fields
 
 
 class Tasks(RuleBasedStateMachine):
@@ -76,17 +143,20 @@ class Tasks(RuleBasedStateMachine):
             return
         assert response.status_code == 200
         task = response.json()
-        expected = self.model[task_id] | changes
-        assert task["updated_at"] >= expected["updated_at"]
-        assert task == expected | {"updated_at": task["updated_at"]}
+        before = self.model[task_id]
+        expected = before | changes | {"updated_at": task["updated_at"]}
+        assert task["updated_at"] >= before["updated_at"]
+        if expected["completed"] is not before["completed"]:
+            expected["completed_at"] = task["updated_at"] if expected["completed"] else None
+        assert task == expected
         self.model[task_id] = task
 
-    @rule(target=ids, title=TITLES, description=DESCRIPTIONS, completed=st.booleans())
-    def create(self, title: str, description: str | None, completed: bool) -> str:
-        task = self.user.create(title, description=description, completed=completed)
+    @rule(target=ids, fields=st.fixed_dictionaries(CHANGES))
+    def create(self, fields: dict[str, Any]) -> str:
+        task = self.user.create(**fields)
         assert task["id"] not in self.model
-        assert (task["title"], task["description"]) == (title.strip(), description)
-        assert task["completed"] is completed
+        assert task == task | kept(fields)
+        assert task["completed_at"] == (task["updated_at"] if task["completed"] else None)
         self.model[task["id"]] = task
         return task["id"]
 
@@ -97,15 +167,11 @@ class Tasks(RuleBasedStateMachine):
     @rule(
         task_id=ids,
         method=st.sampled_from(["PUT", "PATCH"]),
-        changes=st.fixed_dictionaries(
-            {}, optional={"title": TITLES, "description": DESCRIPTIONS, "completed": st.booleans()}
-        ),
+        changes=st.fixed_dictionaries({}, optional=CHANGES),
     )
     def update(self, task_id: str, method: str, changes: dict[str, Any]) -> None:
         response = self.user.request(method, f"/tasks/{task_id}", json=changes)
-        if "title" in changes:
-            changes["title"] = changes["title"].strip()
-        self.check(task_id, response, **changes)
+        self.check(task_id, response, **kept(changes))
 
     @rule(task_id=ids)
     def flip(self, task_id: str) -> None:
