@@ -12,10 +12,12 @@ LISTED = "http://localhost:3000"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 ALLOWED_HEADERS = {
     "Authorization",
+    "Cache-Control",
     "Content-Type",
     "Idempotency-Key",
     "If-Match",
     "If-None-Match",
+    "Pragma",
     "X-Request-ID",
 }
 EXPOSED = {"ETag", "Idempotent-Replayed", "Link", "Location", "Retry-After", "X-Request-ID"}

@@ -55,3 +55,17 @@ def test_head_answers_like_get_without_a_body(user: User) -> None:
         assert head.content == b""
         for header in ("ETag", "Content-Length", "Content-Type"):
             assert head.headers[header] == get.headers[header]
+
+
+def test_a_browser_asks_again_before_it_shows_what_it_keeps(user: User) -> None:
+    for path in ("/tasks", f"/tasks/{user.create()['id']}"):
+        tag = user.get(path).headers["ETag"]
+        for method, headers, status in [
+            ("GET", {}, 200),
+            ("HEAD", {}, 200),
+            ("GET", {"If-None-Match": tag}, 304),
+            ("HEAD", {"If-None-Match": tag}, 304),
+        ]:
+            response = user.request(method, path, headers=headers)
+            assert response.status_code == status
+            assert response.headers["Cache-Control"] == "private, no-cache"
