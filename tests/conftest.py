@@ -8,12 +8,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from support.server import Server, User
+from support.commands import run_command
+from support.server import APPLIED, ROOT, Server, User, change_by_hand, new_database
 
 from testbed.cluster import FAST, Cluster
 
 # Where a token decides, before a database is asked.
 ON_ONE_DATABASE = {"test_auth.py"}
+# What a partitioned table must do, too.
+ON_PARTITIONS = {"create", "read", "list", "update", "delete", "complete", "once", "fields"}
+ON_PARTITIONS |= {"list_words", "list_model"}
 MEMORY = Path("/dev/shm")
 
 
@@ -28,10 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def is_needless(item: pytest.Item) -> bool:
-    """Whether a test on PostgreSQL is marked as one that SQLite alone decides."""
+    """Whether a test on PostgreSQL is one that SQLite decides, or partitions do not concern."""
     callspec = getattr(item, "callspec", None)
-    if not callspec or callspec.params.get("database_url") != "postgres":
+    database = callspec and callspec.params.get("database_url")
+    if database not in {"postgres", "partitions"}:
         return False
+    if database == "partitions" and item.path.stem.removeprefix("test_") not in ON_PARTITIONS:
+        return True
     on_one = item.get_closest_marker("one_database") or item.path.name in ON_ONE_DATABASE
     return bool(on_one) and not item.get_closest_marker("both_databases")
 
@@ -71,16 +78,32 @@ def postgres(running_cluster: Cluster) -> str:
     return running_cluster.url("postgres")
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+@pytest.fixture(scope="session")
+def partitions(postgres: str, folder: Path) -> str:
+    """The URL of a database whose table has the 16 partitions of docs/partitions.sql."""
+    url = new_database(postgres)
+    place = folder / "partitions"
+    place.mkdir()
+    assert run_command(place, "migrate", DATABASE_URL=url).stdout == APPLIED
+    change_by_hand(url, (ROOT / "docs" / "partitions.sql").read_text())
+    parts = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'task'::regclass"
+    assert change_by_hand(url, parts) == [(16,)]
+    return url
+
+
+@pytest.fixture(
+    scope="session",
+    params=["sqlite", "postgres", pytest.param("partitions", marks=pytest.mark.slow)],
+)
 def database_url(request: pytest.FixtureRequest, folder: Path) -> str:
-    if request.param == "postgres":
-        return request.getfixturevalue("postgres")
-    return f"sqlite:///{folder / 'tasks.db'}"
+    if request.param == "sqlite":
+        return f"sqlite:///{folder / 'tasks.db'}"
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
 def server(database_url: str, folder: Path) -> Iterator[Server]:
-    place = folder / database_url.partition(":")[0]
+    place = folder / f"server-{database_url.rpartition('/')[2]}"
     place.mkdir(exist_ok=True)  # pytest may come back to a database that it had left.
     with Server(place, DATABASE_URL=database_url) as running:
         yield running
