@@ -46,6 +46,8 @@ def test_flips_are_all_counted(user: User, clients: int) -> None:
     assert len({answer.headers["ETag"] for answer in answers}) == clients
     states = Counter(answer.json()["completed"] for answer in answers)
     assert states == {True: (clients + 1) // 2, False: clients // 2}
+    for task in (answer.json() for answer in answers):
+        assert task["completed_at"] == (task["updated_at"] if task["completed"] else None)
 
 
 def test_creates_with_one_key_create_one_task(user: User) -> None:

@@ -35,6 +35,7 @@ def server(
         (b"INSERT", "POST", "", {"title": "new"}, 201),
         (b"UPDATE", "PUT", "/{}", {"title": "new"}, 200),
         (b"UPDATE", "PATCH", "/{}", {"description": "new"}, 200),
+        (b"UPDATE", "PATCH", "/{}", {"completed": True}, 200),
         (b"UPDATE", "PATCH", "/{}/complete", None, 200),
         (b"UPDATE", "PATCH", "/{}/complete", {"completed": True}, 200),
         (b"DELETE", "DELETE", "/{}", None, 200),
@@ -77,8 +78,27 @@ def test_an_answer_that_is_lost(
     else:
         changes = {"completed": True} if "complete" in suffix else body or {}
         changed = tasks[0]
-        assert changed == task | changes | {"updated_at": changed["updated_at"]}
+        moments = {name: changed[name] for name in ("updated_at", "completed_at")}
+        assert changed == task | changes | moments
+        if changed["completed"]:
+            assert task["updated_at"] < changed["completed_at"] <= changed["updated_at"]
+        else:
+            assert changed["completed_at"] is None
         assert answer.json() in (changed, [changed])
+
+
+@pytest.mark.parametrize("body", [None, {"completed": False}], ids=["toggle", "set"])
+def test_a_lost_answer_leaves_no_time_of_completion_behind(
+    server: Server, network: Network, body: dict[str, bool] | None
+) -> None:
+    with User(server, f"ann-{uuid4()}") as user:
+        task = user.create(completed=True)
+        network.lost = 0
+        network.lose = lambda asked: network.lost < 1 and b"UPDATE" in asked
+        undone = user.patch(f"/tasks/{task['id']}/complete", json=body).json()
+        network.lose = lambda _: False
+        assert (undone["completed"], undone["completed_at"], network.lost) == (False, None, 1)
+        assert user.tasks() == [undone]
 
 
 def test_a_lost_answer_to_a_delete_of_nothing_with_a_tag_that_is_old(
