@@ -31,9 +31,10 @@ TITLES = [
 
 @pytest.fixture(scope="module")
 def long_list(server: Server, database_url: str) -> Iterator[User]:
-    """A user with 3,001 tasks of 5,000 characters."""
+    """A user with 3,001 tasks of 5,000 bytes, of which tags are the most."""
     with User(server, f"long-{uuid4()}") as user:
-        user.create(description="x" * 5000)
+        tags = [f"{number:02}" + "😀" * 48 for number in range(20)]
+        user.create(description="x" * 1000, tags=tags)
         fill(database_url, user.name, 3_000)
         yield user
         change_by_hand(database_url, f"DELETE FROM task WHERE user_id = '{user.name}'")
@@ -213,7 +214,7 @@ def test_a_page_ends_at_8_megabytes(long_list: User, sort: str, order: str, limi
     assert len(set(ids)) == len(ids) == 3001
     assert len(found) > 1
     for page in found[:-1]:
-        size = len(json.dumps(page, separators=(",", ":")))
+        size = len(json.dumps(page, separators=(",", ":"), ensure_ascii=False).encode())
         assert size < 8_500_000
         assert len(page) == limit or size > 8_000_000
 
