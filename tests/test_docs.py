@@ -145,7 +145,7 @@ def test_a_parameter_has_its_type_and_its_values(document: dict[str, Any]) -> No
     assert not any(each["required"] for each in found.values())
     schemas = {name: each["schema"] for name, each in found.items()}
     assert schemas["status"]["enum"] == ["all", "pending", "completed"]
-    assert schemas["sort"]["enum"] == ["created", "updated", "title"]
+    assert schemas["sort"]["enum"] == ["created", "updated", "title", "due_date", "priority"]
     assert schemas["order"]["enum"] == ["asc", "desc"]
     limit = schemas["limit"]
     assert (limit["type"], limit["minimum"], limit["maximum"]) == ("integer", 1, 10000)
