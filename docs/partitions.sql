@@ -1,0 +1,17 @@
+-- Turns the table of tasks into one with 16 hash partitions, in one transaction. Requests wait
+-- meanwhile, so stop the service first if the table is large. Needs PostgreSQL 11 or newer.
+BEGIN;
+ALTER TABLE task RENAME TO task_whole;
+CREATE TABLE task (LIKE task_whole INCLUDING ALL) PARTITION BY HASH (user_id);
+DO $$
+BEGIN
+  FOR i IN 0..15 LOOP
+    EXECUTE format(
+      'CREATE TABLE task_%s PARTITION OF task FOR VALUES WITH (MODULUS 16, REMAINDER %s)', i, i
+    );
+  END LOOP;
+END
+$$;
+INSERT INTO task SELECT * FROM task_whole;
+DROP TABLE task_whole;
+COMMIT;
