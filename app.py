@@ -1,6 +1,8 @@
 """The application factory: it assembles settings, log, API, database and commands."""
 
 import logging
+import threading
+from time import sleep
 
 import click
 from flask import Flask
@@ -8,6 +10,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 import auth
 import cli
+import models
 import resources
 from database import ForeignTable, Postgres, Sqlite, TaskDatabase
 from server import configure_logging
@@ -22,6 +25,9 @@ optimistic locking: send the task's `ETag` as `If-Match`, and a task that has ch
 
 Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 """
+
+# Between two purges of the trash, and after one that failed.
+DAY_S, HOUR_S = 86_400.0, 3_600.0
 
 log = logging.getLogger("tasks.app")
 
@@ -56,6 +62,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
+    if settings.trash_days and not click.get_current_context(silent=True):
+        purge_daily(app, settings.trash_days)
     return app
 
 
@@ -88,3 +96,21 @@ def open_database(settings: Settings) -> TaskDatabase:
         except ForeignTable as error:
             database.refusal = str(error)
     return database
+
+
+def purge_daily(app: Flask, days: int) -> None:
+    """Remove what has been in the trash for `days`, now and every day, in the background."""
+
+    def purge() -> None:
+        while True:
+            try:
+                with app.app_context():
+                    number = models.purge(days)
+            except ServiceUnavailable:
+                sleep(HOUR_S)
+            else:
+                if number:
+                    log.info("purged %d tasks from the trash", number)
+                sleep(DAY_S)
+
+    threading.Thread(target=purge, daemon=True).start()

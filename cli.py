@@ -1,12 +1,15 @@
 """The commands of `flask --app app`."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 from flask import Flask
 from werkzeug.exceptions import ServiceUnavailable
 
 import auth
+import models
 from database import ForeignTable, TaskDatabase
 from server import configure_logging
 from settings import Settings
@@ -18,16 +21,19 @@ MAX_DAYS = 36_500
 def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None:
     user_id_pattern = app.url_map.converters["user_id"].regex
 
-    @app.cli.command("token")
-    @click.argument("user")
-    @click.option("--days", type=float, default=1.0, help="How long the token is valid.")
-    def token(user: str, days: float) -> None:
-        """Print a token for USER, signed with JWT_SECRET."""
+    def check_user(context: click.Context, parameter: click.Parameter, user: str) -> str:
         is_utf8 = user == user.encode(errors="ignore").decode()
         if not is_utf8 or not re.fullmatch(user_id_pattern, user):
             raise click.ClickException(
                 "USER: expected 1 to 255 characters, without / and control characters"
             )
+        return user
+
+    @app.cli.command("token")
+    @click.argument("user", callback=check_user)
+    @click.option("--days", type=float, default=1.0, help="How long the token is valid.")
+    def token(user: str, days: float) -> None:
+        """Print a token for USER, signed with JWT_SECRET."""
         if not 0 <= days <= MAX_DAYS:
             raise click.ClickException(f"--days: expected a number from 0 to {MAX_DAYS}")
         try:
@@ -38,12 +44,37 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
     @app.cli.command("migrate")
     def migrate() -> None:
         """Bring the database's schema up to date, as the server does when it starts."""
-        configure_logging("ERROR")  # The output below is enough.
-        try:
+        with database_errors():
             names = database.migrate()
-        except ServiceUnavailable as error:
-            reason = str(error.__cause__ or error).strip().partition("\n")[0]
-            raise click.ClickException(f"database unavailable: {reason}") from error
-        except ForeignTable as error:
-            raise click.ClickException(str(error)) from error
         click.echo("\n".join(f"applied {name}" for name in names) or "nothing to do")
+
+    @app.cli.command("purge")
+    def purge() -> None:
+        """Remove what has been in the trash for more than TRASH_DAYS."""
+        if not settings.trash_days:
+            raise click.ClickException("TRASH_DAYS is 0, which keeps deleted tasks forever")
+        with database_errors():
+            click.echo(f"removed {models.purge(settings.trash_days)} tasks")
+
+    @app.cli.command("forget")
+    @click.argument("user", callback=check_user)
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    def forget(user: str, yes: bool) -> None:
+        """Remove all tasks of USER for good, also those in the trash."""
+        if not yes:
+            click.confirm(f"Remove all tasks of {user!r} for good?", abort=True)
+        with database_errors():
+            click.echo(f"removed {models.forget(user)} tasks")
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn errors of the database into those of a command, whose output is enough as a log."""
+    configure_logging("ERROR")
+    try:
+        yield
+    except ServiceUnavailable as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise click.ClickException(f"database unavailable: {reason}") from error
+    except ForeignTable as error:
+        raise click.ClickException(str(error)) from error

@@ -1,8 +1,10 @@
 """The task model, and the SQL statements of every operation."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import getrandbits
+from time import sleep
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
@@ -30,10 +32,11 @@ from database import (
     Dialect,
     Parameter,
     Read,
-    Result,
     TaskDatabase,
+    count,
     fetch_all,
     request_limit,
+    rfc3339,
     statement,
 )
 
@@ -43,6 +46,8 @@ MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
 # Only after this many tasks does the database measure sizes, which takes a tenth of a list's time.
 # The measured sizes are a little too small: so many extra bytes are requested to fill a page.
 UNMEASURED_TASKS, MEASURING_ERROR_BYTES = 1000, 2_000_000
+# The tasks that one statement removes, and the pause before the next one.
+REMOVED_AT_ONCE, PAUSE_S = 1000, 0.1
 # A list is sorted by this many characters of a title, since a cursor has them in a URL.
 TITLE_KEY_LENGTH = 100
 # How urgent a task is, for sorting. Every other word is a 2.
@@ -95,6 +100,8 @@ class Task(Model):
     due_date = TextField(null=True)
     tags = JsonField(default="[]")
     completed_at = TimestampField(null=True)
+    # When the task was put into the trash, which no other operation sees.
+    deleted_at = TimestampField(null=True)
     # New with every write. It is the ETag, and shows a retried write that its first try succeeded.
     revision = UUIDField()
     title_lower = TextField()
@@ -117,13 +124,15 @@ DERIVED: dict[str, tuple[str, Callable[[str], str]]] = {
     "priority_folded": ("priority", fold),
     "tags_folded": ("tags", fold_tags),
 }
-HIDDEN = {"revision", *DERIVED}
+HIDDEN = {"deleted_at", "revision", *DERIVED}
 SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at", "completed_at"}
 PUBLIC_FIELDS = [name for name in FIELDS if name not in HIDDEN]
+DELETED_FIELDS = [*PUBLIC_FIELDS, "deleted_at"]
 TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS if isinstance(FIELDS[name], TextField)]
 JSON = [name for name in PUBLIC_FIELDS if isinstance(FIELDS[name], JsonField)]
 # Pairs the columns of a row with their names. An argument `strict` would double its cost.
 with_names = partial(zip, PUBLIC_FIELDS)
+with_deletion = partial(zip, DELETED_FIELDS)
 # The fields that a client can set, with the values that a new task gets if they are omitted.
 DEFAULTS = {name: FIELDS[name].default for name in PUBLIC_FIELDS if name not in SET_BY_SERVER}
 
@@ -158,15 +167,15 @@ class PagePart(NamedTuple):
     cursor: Cursor | None
 
 
-def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **values: Any) -> Result:
+def send(query: Callable[..., str], *variant: Any, read: Read = fetch_all, **values: Any) -> Any:
     """Send the statement that `query` builds for `variant`, with `values` for its parameters."""
     database: TaskDatabase = current_app.extensions["database"]
     return database.send(query(database, *variant), values, read)
 
 
-def to_task(row: tuple[Any, ...]) -> dict[str, Any]:
-    """Convert a row of PUBLIC_COLUMNS, of which some can be followed by others."""
-    task = dict(with_names(row))
+def to_task(row: tuple[Any, ...], pair: Any = with_names) -> dict[str, Any]:
+    """Convert a row of PUBLIC_COLUMNS, which others may follow."""
+    task = dict(pair(row))
     for name in JSON:
         task[name] = orjson.Fragment(task[name])
     return task
@@ -255,10 +264,15 @@ def size_of(text: Field) -> Dialect:
     )
 
 
-def this_task(conditional: bool = False) -> Iterator[Node]:
-    """The conditions on owner, id and, if the write is conditional, revision."""
+def this_task(conditional: bool = False, *, deleted: bool = False) -> Iterator[Node]:
+    """The conditions on owner, id, and revision if the write is conditional.
+
+    Only if `deleted`, the task may be in the trash.
+    """
     yield Task.user_id == Parameter("user_id")
     yield Task.id == Parameter("id")
+    if not deleted:
+        yield Task.deleted_at.is_null()
     if conditional:
         yield is_one_of(Task.revision, "expected", "uuid")
 
@@ -267,6 +281,11 @@ def this_task(conditional: bool = False) -> Iterator[Node]:
 NOW = Dialect(postgres=fn.now(), sqlite=Parameter("now"))
 PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS]
 COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
+DELETED_AT = as_public(Task.deleted_at)
+NEW_REVISION = Parameter("revision")
+# What a delete changes, and where: a retry finds what its earlier try deleted, and keeps the time.
+DELETION = {Task.deleted_at: fn.coalesce(Task.deleted_at, NOW), Task.revision: NEW_REVISION}
+IS_DELETABLE = Task.deleted_at.is_null() | (Task.revision == NEW_REVISION)
 DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
 # The filters of a list by the names of their parameters. A filter whose value is null selects all.
 FILTERS: dict[str, Node] = {
@@ -292,13 +311,14 @@ SORT_TEXTS = {
         SQL("'2'"),
     ),
 }
-# The sort keys that are times, each with its position in PUBLIC_FIELDS.
-SORT_TIMES = {sort: PUBLIC_FIELDS.index(f"{sort}_at") for sort in ("created", "updated")}
+# The sort keys that are times, each with its position in a row. Only the trash is sorted by the
+# time of deletion.
+SORT_TIMES = {sort: [*FIELDS].index(f"{sort}_at") for sort in ("created", "updated", "deleted")}
 
 
 def sort_key(sort: str, order: str) -> ColumnBase:
     if sort in SORT_TIMES:
-        return FIELDS[PUBLIC_FIELDS[SORT_TIMES[sort]]]
+        return FIELDS[f"{sort}_at"]
     # Only a due date can be null, which is the last in both orders.
     return fn.coalesce(SORT_TEXTS[sort], SQL("'~'" if order == "asc" else "''"))
 
@@ -309,7 +329,9 @@ def select_page(filtered: bool, sort: str, order: str, continued: bool, measured
     key = sort_key(sort, order)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
     columns = PUBLIC_COLUMNS if sort in SORT_TIMES else [*PUBLIC_COLUMNS, key]
-    where = [Task.user_id == Parameter("user_id")]
+    if sort == "deleted":
+        columns = [*PUBLIC_COLUMNS, DELETED_AT]
+    where = [Task.user_id == Parameter("user_id"), Task.deleted_at.is_null(sort != "deleted")]
     if filtered:
         where += [Parameter(name).is_null() | condition for name, condition in FILTERS.items()]
     if continued:
@@ -343,8 +365,8 @@ def list_tasks(
 ) -> Page:
     """Read a page of a user's tasks, which ends at `limit` or at about MAX_PAGE_BYTES.
 
-    `filters` are values for FILTERS. A second statement is sent only for more than
-    UNMEASURED_TASKS.
+    Sorted by `deleted`, it has the tasks in the trash, with `deleted_at`. `filters` are values for
+    FILTERS. A second statement is sent only for more than UNMEASURED_TASKS.
     """
     values = {name: fold_all(filters.get(name)) for name in FILTERS} if filters else {}
 
@@ -364,7 +386,7 @@ def list_tasks(
             offset=0 if measured else offset,
             room_bytes=room_bytes + MEASURING_ERROR_BYTES,
             **values,
-        ).rows
+        )
         return part
 
     with request_limit():
@@ -392,11 +414,12 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
     Only a few rows are in memory at a time: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
+    pair = with_deletion if sort == "deleted" else with_names
     while limit and room_bytes > 0:
         part = rows.fetchmany(min(limit, TASKS_PER_CHUNK))
         if not part:
             break
-        chunks += b",", orjson.dumps([to_task(row) for row in part])[1:-1]
+        chunks += b",", orjson.dumps([to_task(row, pair) for row in part])[1:-1]
         last = part[-1]
         limit -= len(part)
         room_bytes -= len(chunks[-1])
@@ -415,7 +438,7 @@ def insert() -> Node:
     return (
         Task.insert(row)
         .on_conflict(conflict_target=[Task.user_id, Task.id], update={Task.id: Task.id})
-        .returning(*COLUMNS)
+        .returning(*COLUMNS, DELETED_AT)
     )
 
 
@@ -424,15 +447,19 @@ def create_task(
 ) -> tuple[StoredTask, bool]:
     """Create a task, or find the task that `key` created before. Returns True for a new task.
 
-    Raises UnprocessableEntity if the found task never changed and its content is not `body`.
+    A found task that is in the trash stays there, and has `deleted_at`. Raises UnprocessableEntity
+    if the found task never changed and its content is not `body`.
     """
     content = to_columns(DEFAULTS | body)
     task_id = str(uuid5(uuid5(KEY_NAMESPACE, user_id), key) if key else uuid4())
     revision = new_revision()
-    (row,) = send(insert, **content, user_id=user_id, id=task_id, revision=revision).rows
+    values = content | {"user_id": user_id, "id": task_id, "revision": revision}
+    ((*row, deleted_at),) = send(insert, **values, deleted_at=None)
     created = to_stored(row)
     if created.revision == revision:
         return created, True
+    if deleted_at:
+        created.fields["deleted_at"] = deleted_at
     found = dict(with_names(row))
     if found["created_at"] == found["updated_at"] and any(content[n] != found[n] for n in DEFAULTS):
         raise UnprocessableEntity("Idempotency-Key: already used for a task with other content.")
@@ -446,7 +473,7 @@ def select_one() -> Node:
 
 def get_task(user_id: str, task_id: str) -> StoredTask:
     """Find a task. Raises NotFound."""
-    for row in send(select_one, user_id=user_id, id=task_id).rows:
+    for row in send(select_one, user_id=user_id, id=task_id):
         return to_stored(row)
     raise NotFound(NO_SUCH_TASK)
 
@@ -456,9 +483,9 @@ def update(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
     """If the row already has the new revision, an earlier try toggled it: a retry keeps it."""
     changes: dict[Field, Node] = {FIELDS[name]: Parameter(name) for name in names}
     changes[Task.updated_at] = next_timestamp(Task.updated_at)
-    changes[Task.revision] = Parameter("revision")
+    changes[Task.revision] = NEW_REVISION
     if toggles:
-        is_retry = Task.revision == Parameter("revision")
+        is_retry = Task.revision == NEW_REVISION
         changes[Task.completed] = Case(None, [(is_retry, Task.completed)], ~Task.completed)
     if Task.completed in changes:
         was_completed = (Task.completed, Task.completed_at)
@@ -488,7 +515,7 @@ def update_task(
     changes = to_columns(body)
     revision = new_revision()
     with request_limit():
-        result = send(
+        rows = send(
             update,
             tuple(sorted(changes)),
             toggles,
@@ -499,34 +526,100 @@ def update_task(
             expected=[*(expected or ()), revision],  # Set by the earlier try of a retry.
             **changes,
         )
-        for row in result.rows:
+        for row in rows:
             return to_stored(row)
         raise not_found_or_conflict(user_id, task_id, expected)
 
 
+def not_found_or_conflict(user_id: str, task_id: str, expected: list[str] | None) -> HTTPException:
+    """Make the error of a write that found no row. A conditional write needs a second statement."""
+    if expected is not None and send(select_one, user_id=user_id, id=task_id):
+        return PreconditionFailed()
+    return NotFound(NO_SUCH_TASK)
+
+
 @statement
 def delete(conditional: bool) -> Node:
-    return Task.delete().where(*this_task(conditional)).returning(SQL("1"))
+    where = (*this_task(conditional, deleted=True), IS_DELETABLE)
+    return Task.update(DELETION).where(*where).returning(SQL("1"))
 
 
 def delete_task(user_id: str, task_id: str, *, expected: list[str] | None = None) -> None:
-    """Delete a task if its revision is one of the `expected`. Raises as `update_task` does.
+    """Put a task into the trash if its revision is one of the `expected`.
 
-    A retried delete that finds no task counts as done: most likely its earlier try deleted it.
+    None expects any revision. Raises NotFound or PreconditionFailed.
     """
+    revision = new_revision()
     with request_limit():
-        result = send(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
-        if not result.rows:
-            error = not_found_or_conflict(user_id, task_id, expected)
-            if not (result.was_retried and isinstance(error, NotFound)):
-                raise error
+        if not send(
+            delete,
+            expected is not None,
+            user_id=user_id,
+            id=task_id,
+            revision=revision,
+            expected=[*(expected or ()), revision],
+        ):
+            raise not_found_or_conflict(user_id, task_id, expected)
 
 
-def not_found_or_conflict(user_id: str, task_id: str, expected: list[str] | None) -> HTTPException:
-    """Make the error of a write that found no row. A conditional write needs a second statement."""
-    if expected is not None and send(select_one, user_id=user_id, id=task_id).rows:
-        return PreconditionFailed()
-    return NotFound(NO_SUCH_TASK)
+@statement
+def delete_completed() -> Node:
+    owned = Task.user_id == Parameter("user_id")
+    return Task.update(DELETION).where(owned, Task.completed, IS_DELETABLE)
+
+
+def delete_completed_tasks(user_id: str) -> int:
+    """Put all completed tasks of a user into the trash. Returns their number."""
+    return int(send(delete_completed, read=count, user_id=user_id, revision=new_revision()))
+
+
+@statement
+def restore() -> Node:
+    revision = Case(None, [(Task.deleted_at.is_null(), Task.revision)], NEW_REVISION)
+    changes = {Task.deleted_at: SQL("NULL"), Task.revision: revision}
+    return Task.update(changes).where(*this_task(deleted=True)).returning(*COLUMNS)
+
+
+def restore_task(user_id: str, task_id: str) -> StoredTask:
+    """Take a task out of the trash; one that is not in it stays unchanged. Raises NotFound."""
+    for row in send(restore, user_id=user_id, id=task_id, revision=new_revision()):
+        return to_stored(row)
+    raise NotFound(NO_SUCH_TASK)
+
+
+@statement
+def remove(of_user: bool) -> Node:
+    """Remove a batch of the tasks that a user has or, of all users, that were deleted `before`."""
+
+    def is_doomed(task: Any) -> Any:
+        if of_user:
+            return task.user_id == Parameter("user_id")
+        return task.deleted_at < Parameter("before")
+
+    found = Task.alias("found")
+    batch = found.select(found.user_id, found.id).where(is_doomed(found))
+    batch = batch.limit(SQL(f"{REMOVED_AT_ONCE}"))
+    # The condition is repeated for a task that is restored after its row was found.
+    return Task.delete().where(is_doomed(Task), Tuple(Task.user_id, Task.id).in_(batch))
+
+
+def forget(user_id: str) -> int:
+    """Remove all tasks of a user, also those in the trash. Returns their number."""
+    return remove_all(True, user_id=user_id)
+
+
+def purge(days: int) -> int:
+    """Remove the tasks that are in the trash for more than `days`. Returns their number."""
+    return remove_all(False, before=rfc3339(datetime.now(UTC) - timedelta(days)))
+
+
+def remove_all(of_user: bool, **values: Any) -> int:
+    """Remove tasks in batches, with pauses in which other statements run."""
+    total = 0
+    while number := send(remove, of_user, read=count, **values):
+        total += number
+        sleep(PAUSE_S)
+    return total
 
 
 @statement

@@ -73,6 +73,7 @@ class UserIdConverter(BaseConverter):
 class TaskIdConverter(BaseConverter):
     """A UUID in its text form (RFC 9562, section 4), or None for any other text."""
 
+    regex = "(?!deleted$)[^/]+"  # Which has a path of its own.
     schema: ClassVar = {"type": "string", "format": "uuid"}
 
     def to_python(self, value: str) -> str | None:
@@ -237,6 +238,16 @@ class TaskSchema(TaskUpdateSchema):
         fields = models.PUBLIC_FIELDS
 
 
+class DeletedTaskSchema(TaskSchema):
+    """A task in the trash."""
+
+    deleted_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
+    required_fields = models.DELETED_FIELDS
+
+    class Meta:
+        fields = models.DELETED_FIELDS
+
+
 class TaskCompletionSchema(BodySchema):
     """An empty body toggles; `completed` sets."""
 
@@ -250,13 +261,56 @@ class MessageSchema(ma.Schema):
     message = ma.fields.String(required=True, metadata={"example": "Task deleted successfully"})
 
 
+class ClearedSchema(MessageSchema):
+    """How many tasks the server deleted."""
+
+    deleted = ma.fields.Integer(required=True, metadata={"minimum": 0, "example": 3})
+
+
 class StatusSchema(ma.Schema):
     """The server works."""
 
     status = ma.fields.String(required=True, metadata={"example": "ok"})
 
 
-class TaskQuerySchema(QuerySchema):
+class PageQuerySchema(QuerySchema):
+    """The part of a list of deleted tasks."""
+
+    limit = fields.DecimalInteger(
+        1,
+        models.MAX_LIMIT,
+        metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
+    )
+    offset = fields.DecimalInteger(
+        0,
+        models.MAX_OFFSET,
+        metadata={"description": "The number of tasks to skip, without `cursor`.", "default": 0},
+    )
+    cursor = CursorField(
+        metadata={
+            "description": "The position to continue from, taken from the header `Link`.",
+            "minLength": 1,
+        }
+    )
+    never_empty = ("cursor",)
+
+    @ma.post_load
+    def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """The arguments of `list_tasks`."""
+        return in_order(query, "deleted", "desc")
+
+
+def in_order(query: dict[str, Any], sort: str, order: str) -> dict[str, Any]:
+    """Add the order to a list's arguments. Raises ValidationError if the cursor does not fit."""
+    cursor = query.get("cursor")
+    if cursor and (cursor.sort, cursor.order) != (sort, order):
+        raise ma.ValidationError(NOT_A_CURSOR, "cursor")
+    if cursor and "offset" in query:
+        raise ma.ValidationError("Must not be sent together with cursor.", "offset")
+    return query | {"sort": sort, "order": order}
+
+
+class TaskQuerySchema(PageQuerySchema):
     """The filters and the order of a list."""
 
     status = fields.Choice(
@@ -324,22 +378,6 @@ class TaskQuerySchema(QuerySchema):
             " in both orders.",
         },
     )
-    limit = fields.DecimalInteger(
-        1,
-        models.MAX_LIMIT,
-        metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
-    )
-    offset = fields.DecimalInteger(
-        0,
-        models.MAX_OFFSET,
-        metadata={"description": "The number of tasks to skip, without `cursor`.", "default": 0},
-    )
-    cursor = CursorField(
-        metadata={
-            "description": "The position to continue from, taken from the header `Link`.",
-            "minLength": 1,
-        }
-    )
     aliases: ClassVar = {
         "due_date_from": ("due_from",),
         "due_date_to": ("due_to",),
@@ -347,7 +385,6 @@ class TaskQuerySchema(QuerySchema):
         "sort": ("sort_by",),
         "order": ("sort_order",),
     }
-    never_empty = ("cursor",)
 
     @ma.post_load
     def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -359,15 +396,10 @@ class TaskQuerySchema(QuerySchema):
             query["priority"] = None
         sort, order = query.pop("sort", ("created", ""))
         order = order or query.get("order") or ("desc" if sort == "priority" else "asc")
-        cursor = query.get("cursor")
-        if cursor and (cursor.sort, cursor.order) != (sort, order):
-            raise ma.ValidationError(NOT_A_CURSOR, "cursor")
-        if cursor and "offset" in query:
-            raise ma.ValidationError("Must not be sent together with cursor.", "offset")
-        return query | {"sort": sort, "order": order}
+        return in_order(query, sort, order)
 
 
-LIST_QUERY = TaskQuerySchema()
+LIST_QUERY, TRASH_QUERY = TaskQuerySchema(), PageQuerySchema()
 PATH_PARAMETERS = [
     {
         "in": "path",
@@ -388,7 +420,14 @@ LINKS = {
         "operationId": operation,
         "parameters": {"user_id": "$response.body#/user_id", "task_id": "$response.body#/id"},
     }
-    for operation in ("getTask", "updateTask", "patchTask", "deleteTask", "completeTask")
+    for operation in (
+        "getTask",
+        "updateTask",
+        "patchTask",
+        "deleteTask",
+        "completeTask",
+        "restoreTask",
+    )
 }
 tasks = Blueprint(
     "tasks",
@@ -425,7 +464,7 @@ class Tasks(MethodView):
         there are more tasks, the header `Link` has the URL of the next page. Following the links
         returns every task exactly once, even while tasks are created, changed or deleted.
         """
-        return page_response(models.list_tasks(user_id, **query))
+        return page_response(models.list_tasks(user_id, **query), LIST_QUERY)
 
     @tasks.operation("createTask", "Idempotency-Key")
     @tasks.doc(responses={201: {"links": LINKS}})
@@ -491,7 +530,7 @@ class TaskById(MethodView):
     def delete(self, user_id: str, task_id: str) -> Response:
         """Delete a task
 
-        Deleting it again is a 404.
+        The task goes to the trash, from which it can be restored. Deleting it again is a 404.
         """
         models.delete_task(user_id, task_id, expected=if_match())
         return jsonify(message="Task deleted successfully")
@@ -512,6 +551,45 @@ class TaskCompletion(MethodView):
         return task_response(changed)
 
 
+@tasks.route("/<task_id:task_id>/restore", parameters=[TASK_ID])
+class TaskRestoration(MethodView):
+    @tasks.operation("restoreTask")
+    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
+    def post(self, user_id: str, task_id: str) -> Response:
+        """Restore a deleted task
+
+        All fields are as they were. A task that is not deleted stays unchanged. A body is ignored.
+        """
+        return task_response(models.restore_task(user_id, task_id))
+
+
+@tasks.route("/deleted")
+class DeletedTasks(MethodView):
+    @tasks.operation("listDeletedTasks", "If-None-Match")
+    @tasks.arguments(TRASH_QUERY, location="query")
+    @tasks.response(200, DeletedTaskSchema(many=True), headers={"ETag": "ETag", "Link": "Link"})
+    def get(self, query: dict[str, Any], user_id: str) -> Response:
+        """List deleted tasks
+
+        The tasks in the trash, the last deleted first. The server removes them after a while, by
+        default after 30 days.
+        """
+        return page_response(models.list_tasks(user_id, **query), TRASH_QUERY)
+
+
+@tasks.route("/completed/clear")
+class CompletedTasks(MethodView):
+    @tasks.operation("clearCompletedTasks")
+    @tasks.response(200, ClearedSchema)
+    def delete(self, user_id: str) -> Response:
+        """Delete all completed tasks
+
+        They go to the trash.
+        """
+        number = models.delete_completed_tasks(user_id)
+        return jsonify(message="Completed tasks deleted successfully", deleted=number)
+
+
 def task_response(task: StoredTask) -> Response:
     """The response with a task and its ETag."""
     response = jsonify(task.fields)
@@ -519,12 +597,12 @@ def task_response(task: StoredTask) -> Response:
     return response
 
 
-def page_response(page: Page) -> Response:
+def page_response(page: Page, schema: QuerySchema) -> Response:
     """The response with a page of tasks, its ETag and the link to the next. Raises Invalid."""
     response = Response(page.body, mimetype="application/json")
     state = hashlib.sha256(page.body)
     if page.cursor:
-        link = f'<{next_page_url(page.cursor)}>; rel="next"'
+        link = f'<{next_page_url(page.cursor, schema)}>; rel="next"'
         state.update(link.encode())
         response.headers["Link"] = link
     response.headers["ETag"] = f'"{state.hexdigest()[:32]}"'
@@ -560,14 +638,14 @@ def idempotency_key() -> str | None:
     return key
 
 
-def next_page_url(cursor: Cursor) -> str:
+def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     """The URL of the page after `cursor`, relative to this host (RFC 8288, section 3.1).
 
     Raises Invalid if it is longer than the server accepts.
     """
     text = f"{cursor.sort} {cursor.order} {cursor.id} {cursor.key}"
     value = urlsafe_b64encode(text.encode()).decode().rstrip("=")
-    query = [pair for pair in LIST_QUERY.pairs(request) if pair[0] not in {"cursor", "offset"}]
+    query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
     url = f"{quote(request.path)}?{urlencode([*query, ('cursor', value)], quote_via=quote)}"
     if len(url) > MAX_URL:
         longest = max(query, key=lambda pair: len(pair[1]))

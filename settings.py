@@ -61,6 +61,7 @@ class Settings:
     port: int
     workers: int
     threads: int
+    trash_days: int = 30
     jwt_secret: str = field(default="", repr=False)
     jwt_jwks_url: str = ""
     jwt_issuer: str | None = None
@@ -112,6 +113,7 @@ def read_settings() -> Settings:
         port=number("PORT", 8000, 1, 65535),
         workers=number("WEB_CONCURRENCY", 2, 1, 64),
         threads=number("THREADS", 20, 5, 256),
+        trash_days=number("TRASH_DAYS", 30, 0, 36_500),
         jwt_secret=secret,
         jwt_jwks_url=jwks_url,
         jwt_issuer=issuer or None,

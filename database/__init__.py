@@ -1,6 +1,6 @@
 """Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
-from database.base import ForeignTable, Read, Result, TaskDatabase, fetch_all, request_limit
+from database.base import ForeignTable, Read, TaskDatabase, count, fetch_all, request_limit, rfc3339
 from database.compile import Dialect, Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
@@ -11,10 +11,11 @@ __all__ = [
     "Parameter",
     "Postgres",
     "Read",
-    "Result",
     "Sqlite",
     "TaskDatabase",
+    "count",
     "fetch_all",
     "request_limit",
+    "rfc3339",
     "statement",
 ]

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import peewee
 from playhouse.migrations import Runner
@@ -38,16 +39,14 @@ class ForeignTable(Exception):
     """The database has a table `task` that this service did not make."""
 
 
-class Result(NamedTuple):
-    """What `read` returned, and whether the response to an earlier try was lost."""
-
-    rows: Any
-    was_retried: bool = False
-
-
 def fetch_all(cursor: Any) -> Any:
     """Read all rows of a driver's cursor."""
     return cursor.fetchall()
+
+
+def count(cursor: Any) -> Any:
+    """The number of rows that a statement changed."""
+    return cursor.rowcount
 
 
 class TaskDatabase(peewee.Database):
@@ -76,7 +75,7 @@ class TaskDatabase(peewee.Database):
         self._schema_is_current = False
         self._released_at = 0.0
 
-    def send(self, sql: str, values: Mapping[str, Any], read: Read = fetch_all) -> Result:
+    def send(self, sql: str, values: Mapping[str, Any], read: Read = fetch_all) -> Any:
         """Send one statement in autocommit, with `values` for its named parameters.
 
         `read` makes the result from the driver's cursor. A statement may be sent more than once: a
@@ -140,7 +139,7 @@ class TaskDatabase(peewee.Database):
         self._schema_is_current = True
         return names
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Result:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Any:
         raise NotImplementedError
 
     def _has(self, table: str) -> bool:
@@ -194,3 +193,8 @@ def unavailable(reason: object, detail: str = NOTHING_CHANGED) -> ServiceUnavail
     first_line = str(reason).strip().partition("\n")[0]
     log.warning("database unavailable: %s", first_line or repr(reason))
     return ServiceUnavailable(detail, retry_after=1)
+
+
+def rfc3339(moment: datetime) -> str:
+    """A time in UTC as text, to the microsecond (RFC 3339, section 5.6)."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -19,7 +19,6 @@ from psycopg2 import errors, extensions
 from database.base import (
     NOTHING_CHANGED,
     Read,
-    Result,
     TaskDatabase,
     in_background,
     time_left,
@@ -105,13 +104,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         except TimeoutError as error:
             raise psycopg2.OperationalError("the resolver did not respond in time") from error
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Result:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Any:
         is_write = not sql.startswith("SELECT")
         is_lost_write = was_demoted = False
         failure: Exception | None = None
         for _ in attempts():
             try:
-                stack, connection = self._pop(is_delete=sql.startswith("DELETE"))
+                stack, connection = self._pop()
             except DRIVER_ERRORS as error:
                 failure = error
                 self.slot_wait_s = 0.0  # In an outage, no request waits for a slot.
@@ -137,25 +136,17 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                         break
             else:
                 self._push(stack, connection)
-                return Result(rows, was_retried=is_lost_write)
+                return rows
         canceled = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
         raise unavailable(failure, MAYBE_CHANGED if is_lost_write else canceled) from failure
 
-    def _pop(self, *, is_delete: bool) -> tuple[Stack, extensions.connection]:
-        """Take a connection from the stack, or open one. Raises DRIVER_ERRORS.
-
-        A retried DELETE that finds no row cannot tell who deleted it. To avoid retries, a DELETE
-        does not use a connection with unread input: a server sends a message before it closes one.
-        """
-        while stack := self._stack:
-            try:
-                _, connection = stack.pop()
-            except IndexError:  # Another thread took the last one.
-                break
-            if not (is_delete and has_input(connection)):
-                return stack, connection
-            self._discard(stack, connection)
-        return stack, self._connect()
+    def _pop(self) -> tuple[Stack, extensions.connection]:
+        """Take a connection from the stack, or open one. Raises DRIVER_ERRORS."""
+        stack = self._stack
+        try:
+            return stack, stack.pop()[1]
+        except IndexError:  # It is empty.
+            return stack, self._connect()
 
     def _push(self, stack: Stack, connection: extensions.connection) -> None:
         self.slot_wait_s = TaskDatabase.slot_wait_s
@@ -277,13 +268,6 @@ def wait_for_server(connection: extensions.connection) -> None:
         left = time_left()
         if not poll.poll(None if left == math.inf else left * 1000):
             raise DeadlinePassed("no response in time")
-
-
-def has_input(connection: extensions.connection) -> bool:
-    """Whether the socket of an idle connection has unread bytes."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def is_lost(connection: extensions.connection, error: Exception) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from database.base import REQUEST_S, Read, Result, TaskDatabase, unavailable
+from database.base import REQUEST_S, Read, TaskDatabase, rfc3339, unavailable
 
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
@@ -58,7 +58,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         if file_identity(self.database) != file:
             raise sqlite3.OperationalError("the file was removed or replaced")
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Result:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Any:
         # SQLite itself waits for its lock by polling, and some writers would never get it.
         writes = not sql.startswith("SELECT")
         if writes and not self._write_lock.acquire(timeout=REQUEST_S / 2):
@@ -72,7 +72,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             self._check_file(self._opened.file)
             rows = read(connection.execute(sql, named))
             self._check_file(self._opened.file)
-            return Result(rows)
+            return rows
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             self.close()
             self._schema_is_current = False  # It may be another file by now.
@@ -137,8 +137,3 @@ def next_timestamp(now: str, before: str) -> str:
     if now > before:
         return now
     return rfc3339(datetime.fromisoformat(before) + timedelta(microseconds=1))
-
-
-def rfc3339(moment: datetime) -> str:
-    """A time in UTC as text, to the microsecond (RFC 3339, section 5.6)."""
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

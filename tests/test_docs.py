@@ -29,6 +29,15 @@ OPERATIONS = {
         *("patch", "/api/{user_id}/tasks/{task_id}/complete"),
         {200, 400, 404, 412, 413, 415, 422, 500, 503},
     ),
+    "restoreTask": ("post", "/api/{user_id}/tasks/{task_id}/restore", {200, 400, 404, 500, 503}),
+    "listDeletedTasks": (
+        *("get", "/api/{user_id}/tasks/deleted"),
+        {200, 304, 400, 404, 422, 500, 503},
+    ),
+    "clearCompletedTasks": (
+        *("delete", "/api/{user_id}/tasks/completed/clear"),
+        {200, 400, 404, 500, 503},
+    ),
     "getHealth": ("get", "/health", {200, 400, 500}),
     "getReadiness": ("get", "/ready", {200, 400, 500, 503}),
 }
@@ -164,7 +173,8 @@ def test_every_shape_is_described(document: dict[str, Any]) -> None:
 
 def test_no_shape_is_there_that_nobody_sends(document: dict[str, Any]) -> None:
     assert set(document["components"]["schemas"]) == {
-        *("Task", "TaskCreate", "TaskUpdate", "TaskCompletion", "Message", "Status", "Problem")
+        *("Task", "TaskCreate", "TaskUpdate", "TaskCompletion", "Message", "Status", "Problem"),
+        *("DeletedTask", "Cleared"),
     }
 
 

@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from support.server import User
+from support.server import User, change_by_hand
 
 WRITES = [
     ("PUT", "", {"title": "mine"}),
@@ -65,10 +65,15 @@ def test_a_replay_after_a_change_gets_the_task_as_it_is(user: User) -> None:
     assert (replay.status_code, replay.json()) == (200, changed)
 
 
-def test_a_key_lives_as_long_as_its_task(user: User) -> None:
+def test_a_key_lives_as_long_as_its_task(user: User, database_url: str) -> None:
     headers = {"Idempotency-Key": "1"}
     task = user.post("/tasks", json={"title": "x"}, headers=headers).json()
     user.delete(f"/tasks/{task['id']}")
+    late = user.post("/tasks", json={"title": "x"}, headers=headers)
+    assert (late.status_code, late.headers["Idempotent-Replayed"]) == (200, "true")
+    assert late.json() == task | {"deleted_at": late.json()["deleted_at"]}
+    assert user.tasks() == []
+    change_by_hand(database_url, f"DELETE FROM task WHERE user_id = '{user.name}'")
     assert user.post("/tasks", json={"title": "other"}, headers=headers).status_code == 201
 
 

@@ -19,8 +19,8 @@ FILES = sorted(ROOT.glob("*.py"))
 FILES += sorted(file for package in PACKAGES for file in (ROOT / package).glob("*.py"))
 # The direction of imports: a part, and the parts that it may know.
 IMPORTS = {
-    "app": {"auth", "cli", "database", "resources", "server", "settings", "web"},
-    "cli": {"auth", "database", "server", "settings"},
+    "app": {"auth", "cli", "database", "models", "resources", "server", "settings", "web"},
+    "cli": {"auth", "database", "models", "server", "settings"},
     "resources": {"auth", "models", "web"},
     "models": {"database"},
     "gunicorn.conf": {"server", "settings"},
