@@ -341,12 +341,18 @@ def test_a_task_that_is_created_completed_was_completed_then(user: User) -> None
     assert user.tasks() == [done, open_]
 
 
-def test_completed_at_follows_a_clock_that_is_ahead(user: User, database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "body"),
+    [("", {"completed": True}), ("/complete", {"completed": True}), ("/complete", {})],
+)
+def test_completed_at_follows_a_clock_that_is_ahead(
+    user: User, database_url: str, suffix: str, body: dict
+) -> None:
     path = f"/tasks/{user.create()['id']}"
     ahead = "2999-12-31T23:59:59.999999Z"
     sql = f"UPDATE task SET updated_at = '{ahead}' WHERE user_id = '{user.name}'"
     change_by_hand(database_url, sql)
-    task = user.patch(path + "/complete").json()
+    task = user.patch(path + suffix, json=body).json()
     assert task["completed_at"] == task["updated_at"] == "3000-01-01T00:00:00.000000Z"
 
 
