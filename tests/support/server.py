@@ -176,7 +176,9 @@ def pages(user: User, query: str = "", **more: Any) -> list[list[dict[str, Any]]
         found.append(response.json())
         if "next" not in response.links:
             return found
-        response = user.get(urljoin(response.url, response.links["next"]["url"]))
+        following = urljoin(response.url, response.links["next"]["url"])
+        assert following != response.url, "a walk that does not end"
+        response = user.get(following)
 
 
 def refusal(response: requests.Response) -> tuple[str, str]:
