@@ -401,6 +401,11 @@ def list_tasks(
     return Page(body, cursor)
 
 
+def list_deleted_tasks(user_id: str, **position: Any) -> Page:
+    """Read a page of a user's trash, the last deleted first. `position` is as in `list_tasks`."""
+    return list_tasks(user_id, sort="deleted", order="desc", **position)
+
+
 def fold_all(value: Any) -> Any:
     """Fold a text, or each text in a list."""
     if isinstance(value, list):

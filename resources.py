@@ -296,18 +296,18 @@ class PageQuerySchema(QuerySchema):
 
     @ma.post_load
     def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """The arguments of `list_tasks`."""
-        return in_order(query, "deleted", "desc")
+        """The arguments of `list_deleted_tasks`."""
+        check_position(query, "deleted", "desc")
+        return query
 
 
-def in_order(query: dict[str, Any], sort: str, order: str) -> dict[str, Any]:
-    """Add the order to a list's arguments. Raises ValidationError if the cursor does not fit."""
+def check_position(query: dict[str, Any], sort: str, order: str) -> None:
+    """Raise ValidationError unless a list in this order can begin where `query` says."""
     cursor = query.get("cursor")
     if cursor and (cursor.sort, cursor.order) != (sort, order):
         raise ma.ValidationError(NOT_A_CURSOR, "cursor")
     if cursor and "offset" in query:
         raise ma.ValidationError("Must not be sent together with cursor.", "offset")
-    return query | {"sort": sort, "order": order}
 
 
 class TaskQuerySchema(PageQuerySchema):
@@ -396,7 +396,8 @@ class TaskQuerySchema(PageQuerySchema):
             query["priority"] = None
         sort, order = query.pop("sort", ("created", ""))
         order = order or query.get("order") or ("desc" if sort == "priority" else "asc")
-        return in_order(query, sort, order)
+        check_position(query, sort, order)
+        return query | {"sort": sort, "order": order}
 
 
 LIST_QUERY, TRASH_QUERY = TaskQuerySchema(), PageQuerySchema()
@@ -574,7 +575,7 @@ class DeletedTasks(MethodView):
         The tasks in the trash, the last deleted first. The server removes them after a while, by
         default after 30 days.
         """
-        return page_response(models.list_tasks(user_id, **query), TRASH_QUERY)
+        return page_response(models.list_deleted_tasks(user_id, **query), TRASH_QUERY)
 
 
 @tasks.route("/completed/clear")
