@@ -1,8 +1,11 @@
 """Who is calling: a bearer token becomes a user id, a 401 or a 403."""
 
+import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import time
 from typing import Any
 
 import jwt
@@ -17,13 +20,27 @@ from settings import Settings
 BEARER = re.compile(r"bearer +([\w.~+/=-]+)", re.ASCII | re.IGNORECASE)
 MAX_NUMERIC_DATE = 253402300799  # The end of the year 9999, in seconds since 1970.
 INVALID_TOKEN = 'Bearer error="invalid_token"'
+MISSING = "The bearer token is missing: send the header Authorization: Bearer TOKEN."
+INVALID = "The bearer token is not valid, or has expired. The log of the server says why."
+MAX_DESCRIBED = 200
+# PyJWT's errors that need the part of the token, or two, which was wrong.
+WRONG: dict[type[Exception], tuple[str, ...]] = {
+    jwt.InvalidAlgorithmError: ("Wrong algorithm", "alg"),
+    jwt.ExpiredSignatureError: ("Expired", "exp"),
+    jwt.ImmatureSignatureError: ("Not valid yet", "nbf", "iat"),
+    jwt.InvalidIssuerError: ("Wrong issuer", "iss"),
+    jwt.InvalidAudienceError: ("Wrong audience", "aud"),
+}
+
+log = logging.getLogger("tasks.auth")
 
 
 class Unauthenticated(Unauthorized):
-    """A 401 with a challenge (RFC 6750, section 3), which does not tell why a token is invalid."""
+    """A 401 with a challenge (RFC 6750, section 3). Only the log gets the reason."""
 
-    def __init__(self, challenge: str) -> None:
-        super().__init__()
+    def __init__(self, reason: str, challenge: str = INVALID_TOKEN) -> None:
+        super().__init__(MISSING if challenge == "Bearer" else INVALID)
+        self.reason = reason
         self.challenge = challenge
 
     def get_headers(self, *arguments: Any) -> list[tuple[str, str]]:
@@ -59,13 +76,13 @@ class Verifier:
             )
             claims = decoded["payload"]
             if {"crit", "b64"} & decoded["header"].keys():
-                raise jwt.InvalidTokenError
+                raise jwt.InvalidTokenError("The header has crit or b64")
             if not is_numeric_date(claims["exp"]) or not claims["sub"]:
-                raise jwt.InvalidTokenError
+                raise jwt.InvalidTokenError("The claim exp is no time, or sub is empty")
         except HTTPException:
             raise
         except Exception as error:  # A hostile token can raise anything in the libraries.
-            raise Unauthenticated(INVALID_TOKEN) from error
+            raise Unauthenticated(self._explain(error, token)) from error
         return str(claims["sub"])
 
     def _find_key(self, token: str) -> tuple[str | PyJWK, str]:
@@ -73,10 +90,41 @@ class Verifier:
         if self.keys is None:
             return self.settings.jwt_secret, "HS256"
         header = jwt.get_unverified_header(token)
-        keys = self.keys.find(header.get("kid")) or {}
-        if header["alg"] not in keys:
-            raise jwt.InvalidTokenError
-        return keys[header["alg"]], header["alg"]
+        kid, algorithm = header.get("kid"), header.get("alg")
+        keys = self.keys.find(kid)
+        if keys is None:
+            ids = describe(self.keys.ids())
+            raise jwt.InvalidTokenError(f"Unknown key: found kid {describe(kid)}, expected {ids}")
+        if algorithm not in [*keys]:
+            found = f"found alg {describe(algorithm)}"
+            raise jwt.InvalidTokenError(
+                f"Wrong algorithm: {found}, expected {' or '.join(sorted(keys))}"
+            )
+        return keys[algorithm], algorithm
+
+    def _explain(self, error: Exception, token: str) -> str:
+        """Why `token` is refused: what was found and expected, without the token itself."""
+        message = str(error) or type(error).__name__
+        reason = message.encode("ascii", "backslashreplace").decode()[: 3 * MAX_DESCRIBED]
+        if type(error) is jwt.DecodeError:
+            reason = f"Not a JWT: {reason}"
+        with suppress(Exception):  # A token can have parts that cannot be read.
+            reason, *names = WRONG[type(error)]
+            token_parts = jwt.decode_complete(token, options={"verify_signature": False})
+            values = token_parts["header"] | token_parts["payload"]
+            found = ", ".join(f"{name} {describe(values.get(name))}" for name in names)
+            settings = self.settings
+            expected = {"alg": "HS256", "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
+            reason += f": found {found}, expected {expected.get(names[0], describe(time()))}"
+        return reason
+
+
+def describe(value: object) -> str:
+    """`value` for the log: a number as a time, and anything else escaped and cut."""
+    with suppress(OverflowError, OSError, ValueError):
+        if isinstance(value, int | float):
+            return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return ascii(value)[:MAX_DESCRIBED]
 
 
 def is_numeric_date(value: object) -> bool:
@@ -102,20 +150,30 @@ def authorize() -> None:
     verifier: Verifier | None = current_app.extensions["auth"]
     if verifier is None or request.method == "OPTIONS":
         return
+    try:
+        user_id = verifier.verify(bearer_token())
+    except Unauthenticated as error:
+        log.info("unauthorized: %s", error.reason)
+        raise
+    if user_id != (request.view_args or {})["user_id"]:
+        raise Forbidden
+
+
+def bearer_token() -> str:
+    """The token of the request. Raises Unauthenticated."""
     credentials = request.headers.get("Authorization", "")
     if not re.match(r"bearer\b", credentials, re.IGNORECASE):
-        raise Unauthenticated("Bearer")
+        raise Unauthenticated("No bearer token", "Bearer")
     match = BEARER.fullmatch(credentials)
     if not match:
-        raise Unauthenticated(INVALID_TOKEN)
-    if verifier.verify(match[1]) != (request.view_args or {})["user_id"]:
-        raise Forbidden
+        raise Unauthenticated("Not a JWT: The header Authorization is not `Bearer TOKEN`")
+    return match[1]
 
 
 def issue_token(settings: Settings, user_id: str, days: float) -> str:
     """A token for `user_id`, valid for `days`. Raises ValueError if there is no secret."""
     if not settings.jwt_secret:
-        raise ValueError("JWT_SECRET is not set, and a token cannot be signed without it")
+        raise ValueError("JWT_SECRET is not set or is ignored, and no token can be signed")
     now = datetime.now(UTC)
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + timedelta(days=days)}
     if settings.jwt_issuer:

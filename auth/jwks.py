@@ -56,6 +56,10 @@ class KeySet:
             raise unavailable()
         return self._keys.get(kid)
 
+    def ids(self) -> list[str]:
+        """The ids of the keys that are known."""
+        return [kid for kid in self._keys if kid is not None]
+
     def _wait_for(self, fetching: threading.Thread) -> None:
         if fetching.is_alive():
             if not self._waiting.acquire(blocking=False):

@@ -5,6 +5,7 @@ What is wrong in a token is proven on the verifier; that a wrong token is a 401,
 
 import hmac
 import json
+import re
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from support.commands import run_command
 from support.server import Server
 
 from app import create_app
-from auth import Unauthenticated, Verifier, create_verifier
+from auth import INVALID, MISSING, Unauthenticated, Verifier, create_verifier
 from settings import Settings
 from testbed.issuer import Issuer, Key, encoded
 
@@ -121,10 +122,12 @@ def scheme(
     return key_verifier, keys["EdDSA"].sign
 
 
-def assert_invalid(verifier: Verifier, token: str) -> None:
+def assert_invalid(verifier: Verifier, token: str) -> str:
+    """The reason for the log."""
     with pytest.raises(Unauthenticated) as refusal:
         verifier.verify(token)
     assert refusal.value.challenge == 'Bearer error="invalid_token"'
+    return refusal.value.reason
 
 
 def call(server: Server, token: str | None, user: str = "ann", **options: Any) -> requests.Response:
@@ -149,7 +152,7 @@ def assert_refused(
         "type": "about:blank",
         "title": "Unauthorized",
         "status": 401,
-        "detail": "A valid bearer token is required.",
+        "detail": MISSING if challenge == "Bearer" else INVALID,
     }
 
 
@@ -308,7 +311,57 @@ BAD_CLAIMS = {
 @pytest.mark.parametrize("name", BAD_CLAIMS)
 def test_bad_claims(scheme: tuple[Verifier, Callable[..., str]], name: str) -> None:
     verifier, sign = scheme
-    assert_invalid(verifier, sign(claims(**BAD_CLAIMS[name])))
+    (claim,) = BAD_CLAIMS[name]
+    assert claim in assert_invalid(verifier, sign(claims(**BAD_CLAIMS[name]))).lower()
+
+
+NOW = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"exp": 1}, rf"Expired: found exp 1970-01-01T00:00:01Z, expected {NOW}"),
+        ({"exp": -(10**300)}, rf"Expired: found exp -1(0){{198}}, expected {NOW}"),
+        ({"exp": "1"}, rf"Expired: found exp '1', expected {NOW}"),
+        ({"exp": None}, 'Token is missing the "exp" claim'),
+        (
+            {"nbf": 9999999999},
+            rf"Not valid yet: found nbf 2286-11-20T17:46:39Z, iat None, expected {NOW}",
+        ),
+        ({"iss": "https://b"}, f"Wrong issuer: found iss 'https://b', expected {ISSUER}"),
+        ({"iss": "\n\x1b\u7528"}, rf"Wrong issuer: found iss '\\n\\x1b\\u7528', expected {ISSUER}"),
+        ({"iss": "x" * 5000}, f"Wrong issuer: found iss 'x{{199}}, expected {ISSUER}"),
+        ({"iss": None}, 'Token is missing the "iss" claim'),
+        ({"aud": "web"}, r"Wrong audience: found aud 'web', expected \('other', 'api'\)"),
+        (
+            {"aud": ["a", "\ud800"]},
+            r"Wrong audience: found aud \['a', '\\ud800'\], expected \('other', 'api'\)",
+        ),
+        ({"aud": ["a"] * 5000}, r"Wrong audience: found aud \[.{199}, expected \('other', 'api'\)"),
+        ({"aud": None}, 'Token is missing the "aud" claim'),
+    ],
+)
+def test_the_reason_says_what_was_found_and_expected(
+    scheme: tuple[Verifier, Callable[..., str]], change: dict[str, Any], reason: str
+) -> None:
+    verifier, sign = scheme
+    assert re.fullmatch(reason, assert_invalid(verifier, sign(claims(**change))))
+
+
+def test_the_reason_names_the_key_and_the_algorithm(
+    secret_verifier: Verifier, key_verifier: Verifier, keys: dict[str, Key]
+) -> None:
+    known = "expected ['EdDSA', 'ES256', 'RS256', 'weak']"
+    for kid in (None, "new", "\n\u7528"):
+        token = keys["EdDSA"].sign(claims(), kid=kid)
+        assert assert_invalid(key_verifier, token) == f"Unknown key: found kid {kid!a}, {known}"
+    wrong = "Wrong algorithm: found alg 'HS256', expected ES256"
+    assert assert_invalid(key_verifier, hs256(claims(), kid="ES256")) == wrong
+    wrong = "Wrong algorithm: found alg 'ES256', expected HS256"
+    assert assert_invalid(secret_verifier, keys["ES256"].sign(claims())) == wrong
+    other = hs256(claims(), b"another secret of more than 32 bytes.")
+    assert assert_invalid(secret_verifier, other) == "Signature verification failed"
 
 
 @pytest.mark.parametrize("change", [
@@ -400,14 +453,39 @@ def test_a_token_cut_or_changed_at_any_byte_is_refused(
     assert verifier.verify(token) == "ann"
 
 
-def test_a_bad_token_is_a_401(mode: tuple[Server, Callable[..., str]]) -> None:
+def test_a_bad_token_is_a_401_and_the_log_says_why(mode: tuple[Server, Callable[..., str]]) -> None:
     server, sign = mode
+    start = server.log_file.stat().st_size
     tokens = [sign(claims(**changes)) for changes in BAD_CLAIMS.values()]
     tokens += [hs256(claims(), **headers) for headers in BAD_HEADERS.values()]
     tokens += SHAPES.values()
+    assert len(tokens) > 60
+    answers = {}
     for token in tokens:
-        assert_refused(call(server, token))
+        answer = call(server, token)
+        assert_refused(answer)
+        answers[answer.headers["X-Request-ID"]] = token
     assert call(server, sign(claims())).status_code == 200
+    lines = [line for line in server.log(start) if line["message"] != "request"]
+    assert [line["request_id"] for line in lines] == [*answers]
+    for line, token in zip(lines, answers.values(), strict=True):
+        assert line["level"] == "info"
+        assert re.fullmatch("unauthorized: [ -~]{10,700}", line["message"])
+        for part in token.split("."):
+            assert len(part) < 8 or part not in line["message"]
+
+
+def test_the_log_says_of_a_401_that_there_was_no_token(by_secret: Server) -> None:
+    start = by_secret.log_file.stat().st_size
+    for value, reason in (
+        ("", "No bearer token"),
+        ("Basic YTpi", "No bearer token"),
+        ("Bearer secret1 secret2", "Not a JWT: The header Authorization is not `Bearer TOKEN`"),
+        ("Bearer undefined", "Not a JWT: Not enough segments"),
+    ):
+        id = call(by_secret, None, headers={"Authorization": value}).headers["X-Request-ID"]
+        line = next(line for line in by_secret.log(start) if line.get("request_id") == id)
+        assert line["message"] == f"unauthorized: {reason}"
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
@@ -544,6 +622,12 @@ def test_no_token_is_in_the_log(by_secret: Server) -> None:
 def test_many_at_once(mode: tuple[Server, Callable[..., str]]) -> None:
     server, sign = mode
     tokens = [sign(claims()) if number % 2 else f"{sign(claims())}x" for number in range(64)]
+
+    def status(token: str) -> int:
+        """Of the first answer from a process that knows the keys."""
+        while (answer := call(server, token)).status_code == 503:
+            time.sleep(0.1)
+        return answer.status_code
+
     with ThreadPoolExecutor(16) as pool:
-        codes = list(pool.map(lambda token: call(server, token).status_code, tokens))
-    assert codes == [401, 200] * 32
+        assert list(pool.map(status, tokens)) == [401, 200] * 32
