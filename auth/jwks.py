@@ -19,14 +19,31 @@ MIN_PAUSE_S = 30.0  # Between two fetches, so that unknown key ids do not flood 
 MAX_WAITING = 4
 # Some firewalls refuse the default name, `Python-urllib`.
 HEADERS = {"Accept": "application/json", "User-Agent": f"task-api/{VERSION}"}
-# One algorithm for each type of key (RFC 7518, section 6.1; RFC 8037, section 2).
-ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
+# What a key of a type and a curve can sign with (RFC 7518, section 3.1; RFC 9864, section 2.2). One
+# without an `alg` means all of them, except for those that an RSA key must name.
+ONLY_NAMED = {"RS384", "RS512", "PS256", "PS384", "PS512"}
+ALGORITHMS = {
+    ("RSA", None): {"RS256"} | ONLY_NAMED,
+    ("EC", "P-256"): {"ES256"},
+    ("EC", "P-384"): {"ES384"},
+    ("EC", "P-521"): {"ES512"},
+    ("OKP", "Ed25519"): {"EdDSA", "Ed25519"},
+    ("OKP", "Ed448"): {"EdDSA"},
+}
+SHOWN = ("kty", "crv", "alg", "use")
 PUBLIC_MEMBERS = {"kty", "kid", "crv", "x", "y", "n", "e"}
 
 # The keys by id and by algorithm: keys of two types may have one id (RFC 7517, section 4.5).
 Keys = dict[str | None, dict[str, PyJWK]]
 
+UNREACHABLE = "The keys of the token issuer cannot be reached. Try again soon."
+UNUSABLE = "The token issuer publishes no key that this server can use."
+
 log = logging.getLogger("tasks.jwks")
+
+
+class NoUsableKey(ValueError):
+    """A key set in which no key can verify a token."""
 
 
 class KeySet:
@@ -39,6 +56,7 @@ class KeySet:
         self._keys: Keys = {}
         self._stale_at = self._next_fetch_at = 0.0
         self._failures = 0
+        self._problem = UNREACHABLE
         self._lock = threading.Lock()
         self._fetching = threading.Thread()
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
@@ -48,22 +66,26 @@ class KeySet:
 
         Only an unknown id waits for a fetch. Raises ServiceUnavailable while there are no keys.
         """
-        if self._keys.get(kid) is None:
+        if self._get(kid) is None:
             self._wait_for(self._start_fetch())
         elif monotonic() > self._stale_at:
             self._start_fetch()
         if not self._keys:
-            raise unavailable()
-        return self._keys.get(kid)
+            raise ServiceUnavailable(self._problem, retry_after=1)
+        return self._get(kid)
 
     def ids(self) -> list[str]:
         """The ids of the keys that are known."""
         return [kid for kid in self._keys if kid is not None]
 
+    def _get(self, kid: str | None) -> dict[str, PyJWK] | None:
+        """The known keys with the id `kid`. If no key has an id, any `kid` means the only key."""
+        return self._keys.get(kid) or (None if self.ids() else self._keys.get(None))
+
     def _wait_for(self, fetching: threading.Thread) -> None:
         if fetching.is_alive():
             if not self._waiting.acquire(blocking=False):
-                raise unavailable()
+                raise ServiceUnavailable(UNREACHABLE, retry_after=1)
             try:
                 fetching.join()
             finally:
@@ -85,6 +107,7 @@ class KeySet:
             address = self._client.uri.partition("?")[0]  # A query can contain an API key.
             log.warning("the keys at %s could not be fetched: %r", address, error)
             self._failures += 1
+            self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
         # Without any keys, nobody is let in: try sooner, with a pause that doubles.
         backoff = min(2.0 ** min(self._failures, 10) / 2, MIN_PAUSE_S)
         self._next_fetch_at = monotonic() + (MIN_PAUSE_S if self._keys else backoff)
@@ -111,18 +134,21 @@ def download(client: PyJWKClient) -> dict[str, Any]:
 def read_keys(document: dict[str, Any]) -> Keys:
     """The usable public keys in a key set. If they have one id, they are under None, too.
 
-    Raises ValueError if no key is usable, KeyError or TypeError if `document` is no key set.
+    Raises NoUsableKey, or KeyError or TypeError if `document` is no key set.
     """
     keys: Keys = {}
     for member in document["keys"]:
         with suppress(PyJWTError, ValueError, TypeError, KeyError, AttributeError):
-            algorithm = ALGORITHMS[member["kty"]]
-            if member.get("alg", algorithm) == algorithm and member.get("use", "sig") == "sig":
-                public = {name: member[name] for name in PUBLIC_MEMBERS & member.keys()}
-                key = PyJWK(public, algorithm)
+            public = {name: member[name] for name in PUBLIC_MEMBERS & member.keys()}
+            algorithms, named = ALGORITHMS[member["kty"], member.get("crv")], member.get("alg")
+            algorithms = algorithms & {named} if named else algorithms - ONLY_NAMED
+            for algorithm in algorithms if member.get("use", "sig") == "sig" else ():
+                # PyJWT does not know the newer name.
+                key = PyJWK(public, "EdDSA" if algorithm == "Ed25519" else algorithm)
+                key.algorithm_name = algorithm
                 keys.setdefault(member.get("kid"), {}).setdefault(algorithm, key)
     if not keys:
-        raise ValueError("no key of a known type")
+        raise NoUsableKey(f"no usable key, found {describe_keys(document)}")
     if len(keys) == 1:
         keys[None] = next(iter(keys.values()))
     else:
@@ -130,7 +156,8 @@ def read_keys(document: dict[str, Any]) -> Keys:
     return keys
 
 
-def unavailable() -> ServiceUnavailable:
-    return ServiceUnavailable(
-        "The keys of the token issuer cannot be reached. Try again soon.", retry_after=1
-    )
+def describe_keys(document: dict[str, Any]) -> str:
+    """The types, curves, algorithms and uses in a key set, cut."""
+    members = [member for member in document["keys"] if isinstance(member, dict)]
+    kinds = [" ".join(str(member.get(name, "")) for name in SHOWN) for member in members]
+    return ", ".join(kinds)[:300] or "none"

@@ -15,32 +15,40 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.warnings import InsecureKeyLengthWarning
 
+RSA = (lambda: rsa.generate_private_key(65537, 2048), RSAAlgorithm)
+ED25519 = (ed25519.Ed25519PrivateKey.generate, OKPAlgorithm)
 MAKERS = {
-    "EdDSA": (ed25519.Ed25519PrivateKey.generate, OKPAlgorithm),
+    "EdDSA": ED25519,
+    "Ed25519": ED25519,
     "ES256": (lambda: ec.generate_private_key(ec.SECP256R1()), ECAlgorithm),
     "ES384": (lambda: ec.generate_private_key(ec.SECP384R1()), ECAlgorithm),
-    "RS256": (lambda: rsa.generate_private_key(65537, 2048), RSAAlgorithm),
+    "ES512": (lambda: ec.generate_private_key(ec.SECP521R1()), ECAlgorithm),
+    **dict.fromkeys(["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"], RSA),
     "RS256 of 1024 bits": (lambda: rsa.generate_private_key(65537, 1024), RSAAlgorithm),
 }
+jws = jwt.PyJWS()
+jws.register_algorithm("Ed25519", OKPAlgorithm())
 
 
 class Key:
     """A key pair, and its public half as a member of a key set (RFC 7517)."""
 
-    def __init__(self, algorithm: str, kid: str, **members: Any) -> None:
+    def __init__(self, algorithm: str, kid: str | None, **members: Any) -> None:
+        """`members` are added to those of the key set; one that is None is left out."""
         make, family = MAKERS[algorithm]
         self.algorithm = algorithm.split()[0]
         self.kid = kid
         self.private = make()
         public = json.loads(family.to_jwk(self.private.public_key()))
-        self.jwk = public | {"kid": kid, "alg": self.algorithm} | members
+        members = public | {"kid": kid, "alg": self.algorithm} | members
+        self.jwk = {name: value for name, value in members.items() if value is not None}
 
     def sign(self, claims: dict[str, Any], algorithm: str | None = None, **headers: Any) -> str:
         """A token with whatever claims; a header that is None is left out."""
         headers = {"kid": self.kid} | headers
         headers = {name: value for name, value in headers.items() if value is not None}
         with warnings.catch_warnings(action="ignore", category=InsecureKeyLengthWarning):
-            return jwt.PyJWS().encode(
+            return jws.encode(
                 json.dumps(claims).encode(), self.private, algorithm or self.algorithm, headers
             )
 

@@ -1,0 +1,191 @@
+"""Which algorithm a key of a key set is for: its own, which no token can choose."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from test_auth import hs256
+from werkzeug.exceptions import ServiceUnavailable
+
+from auth import Unauthenticated, Verifier, create_verifier
+from auth.jwks import UNREACHABLE, UNUSABLE, KeySet
+from settings import Settings
+from testbed.issuer import Issuer, Key, encoded
+
+# The algorithms of each type of key, as RFC 7518 and RFC 8037 have them.
+TYPES = (
+    ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *(("ES256",), ("ES384",), ("ES512",)),
+    ("EdDSA", "Ed25519"),
+)
+ALGORITHMS = [name for names in TYPES for name in names]
+CLAIMS = {"sub": "ann", "exp": int(time.time()) + 3600}
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[str, Key]:
+    return {name: Key(name, name) for name in ALGORITHMS}
+
+
+@pytest.fixture(scope="module")
+def verifier(keys: dict[str, Key]) -> Iterator[Verifier]:
+    issuer = Issuer(*keys.values())
+    yield new_verifier(issuer)
+    issuer.close()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    issuer = Issuer()
+    yield issuer
+    issuer.close()
+
+
+def new_verifier(issuer: Issuer) -> Verifier:
+    verifier = create_verifier(Settings("", "", (), "", "", 0, 1, 5, jwt_jwks_url=issuer.url))
+    assert verifier is not None
+    return verifier
+
+
+def reason(verifier: Verifier, token: str) -> str:
+    """Why the token is refused, as the log says it."""
+    with pytest.raises(Unauthenticated) as refusal:
+        verifier.verify(token)
+    return refusal.value.reason
+
+
+def accepted(verifier: Verifier, key: Key) -> set[str]:
+    """The algorithms with which the key's own signature is accepted."""
+    (names,) = (names for names in TYPES if key.algorithm in names)
+    found = set()
+    for name in names:
+        try:
+            assert verifier.verify(key.sign(CLAIMS, name)) == "ann"
+            found.add(name)
+        except Unauthenticated as refusal:
+            assert refusal.reason.startswith(f"Wrong algorithm: found alg '{name}', expected ")
+    return found
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_key_is_for_the_algorithm_that_it_names(
+    verifier: Verifier, keys: dict[str, Key], name: str
+) -> None:
+    assert accepted(verifier, keys[name]) == {name}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_signature_of_another_key_is_refused(
+    verifier: Verifier, keys: dict[str, Key], name: str
+) -> None:
+    for other in ALGORITHMS:
+        if other != name:
+            assert reason(verifier, keys[other].sign(CLAIMS, kid=name)) == (
+                f"Wrong algorithm: found alg '{other}', expected {name}"
+            )
+    another = Key(name, name).sign(CLAIMS)
+    assert reason(verifier, another) == "Signature verification failed"
+
+
+@pytest.mark.parametrize("names", TYPES, ids=lambda names: names[-1])
+def test_a_key_without_a_name_is_for_what_its_type_means(
+    issuer: Issuer, names: tuple[str, ...]
+) -> None:
+    key = Key(names[-1], "1", alg=None)
+    issuer.publish(key)
+    meant = {"RS256"} if "RS256" in names else set(names)
+    assert accepted(new_verifier(issuer), key) == meant
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_public_key_is_no_secret(verifier: Verifier, keys: dict[str, Key], name: str) -> None:
+    key = keys[name]
+    public = key.private.public_key()
+    for secret in (
+        public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        json.dumps(key.jwk).encode(),
+        key.jwk.get("n", key.jwk.get("x", "")).encode(),
+    ):
+        for algorithm in ("HS256", "HS384", "HS512", name):
+            assert reason(verifier, hs256(CLAIMS, secret, alg=algorithm, kid=name))
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "", None, ["RS256"], {}])
+def test_a_token_without_an_algorithm_is_refused(verifier: Verifier, algorithm: object) -> None:
+    for signature in ("", "eA"):
+        head = encoded({"alg": algorithm, "kid": "RS256"})
+        assert reason(verifier, f"{head}.{encoded(CLAIMS)}.{signature}") == (
+            f"Wrong algorithm: found alg {algorithm!r}, expected RS256"
+        )
+
+
+UNUSABLE_KEYS = {
+    "an RSA key named ES256": Key("RS256", "1", alg="ES256"),
+    "an RSA key named EdDSA": Key("RS256", "1", alg="EdDSA"),
+    "an RSA key named HS256": Key("RS256", "1", alg="HS256"),
+    "an RSA key named none": Key("RS256", "1", alg="none"),
+    "an RSA key for encryption by its name": Key("RS256", "1", alg="RSA-OAEP"),
+    "an RSA key for encryption by its use": Key("RS256", "1", use="enc"),
+    "an RSA key with a list of names": Key("RS256", "1", alg=["RS256"]),
+    "an RSA key with a curve": Key("RS256", "1", crv="P-256"),
+    "a P-256 key named RS256": Key("ES256", "1", alg="RS256"),
+    "a P-256 key named RS384": Key("ES256", "1", alg="RS384"),
+    "a P-256 key named ES384": Key("ES256", "1", alg="ES384"),
+    "a P-256 key named P-384": Key("ES256", "1", crv="P-384"),
+    "a P-384 key named ES256": Key("ES384", "1", alg="ES256"),
+    "an Ed25519 key named ES256": Key("EdDSA", "1", alg="ES256"),
+    "a secret": Key("EdDSA", "1", kty="oct", crv=None, x=None, k="c2VjcmV0", alg="HS256"),
+    "a certificate only": Key("RS256", "1", n=None, e=None, x5c=["MIIB"]),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE_KEYS)
+def test_a_set_without_a_usable_key_is_a_503_that_says_so(
+    issuer: Issuer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = UNUSABLE_KEYS[name]
+    issuer.publish(key)
+    with pytest.raises(ServiceUnavailable) as refusal:
+        KeySet(issuer.url).find("1")
+    assert refusal.value.description == UNUSABLE
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "tasks.jwks"]
+    found = " ".join(str(key.jwk.get(member, "")) for member in ("kty", "crv", "alg", "use"))
+    assert "no usable key, found " in line and ascii(found)[1:-1] in line.replace("\\'", "'")
+    with caplog.at_level(logging.WARNING, "tasks.jwks"):
+        issuer.say(b"<!doctype html>")
+        with pytest.raises(ServiceUnavailable) as refusal:
+            KeySet(issuer.url).find("1")
+    assert refusal.value.description == UNREACHABLE
+
+
+def test_what_is_found_is_cut_in_the_log(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    issuer.publish(*(Key("EdDSA", "1", kty="\ud800\n" * 99) for _ in range(99)))
+    with pytest.raises(ServiceUnavailable):
+        KeySet(issuer.url).find("1")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "tasks.jwks"]
+    assert line.isprintable() and line.isascii() and len(line) < 3000
+
+
+def test_the_only_key_without_an_id_is_meant_by_any_id(issuer: Issuer) -> None:
+    key, other = Key("ES256", None), Key("EdDSA", None)
+    issuer.publish(key)
+    verifier = new_verifier(issuer)
+    assert verifier.verify(key.sign(CLAIMS)) == "ann"
+    for kid in ("", "1", "anything"):
+        assert verifier.verify(key.sign(CLAIMS, kid=kid)) == "ann"
+        assert reason(verifier, Key("ES256", None).sign(CLAIMS, kid=kid))
+        assert reason(verifier, other.sign(CLAIMS, kid=kid))
+    assert issuer.requests == 1
+
+
+@pytest.mark.parametrize("beside", ["1", "2"])
+def test_a_key_without_an_id_beside_others_is_meant_by_none(issuer: Issuer, beside: str) -> None:
+    key = Key("ES256", None)
+    issuer.publish(key, Key("ES256", beside))
+    verifier = new_verifier(issuer)
+    for kid in (None, "1", "anything"):
+        assert reason(verifier, key.sign(CLAIMS, kid=kid))
