@@ -42,8 +42,8 @@ def when_ready(server: Any) -> None:
     addresses = [str(listener) for listener in server.LISTENERS]
     fields = startup_summary(settings, addresses)
     server.log.info("Task API %s started", VERSION, extra={"fields": fields})
-    if not settings.jwt_secret and not settings.jwt_jwks_url:
-        server.log.warning("Anyone who can reach this server may read and write every user's tasks")
+    for warning in settings.warnings:
+        server.log.warning(warning)
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import ssl
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Settings:
     jwt_issuer: str | None = None
     jwt_audience: tuple[str, ...] = ()
     jwt_leeway: int = 10
+    warnings: tuple[str, ...] = ()  # What an operator should know, logged at the start.
 
 
 def read_settings() -> Settings:
@@ -91,17 +92,6 @@ def read_settings() -> Settings:
 
     log_level = text("LOG_LEVEL", "INFO").upper()
     _check("LOG_LEVEL", log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
-    secret_name = "JWT_SECRET" if text("JWT_SECRET") else "BETTER_AUTH_SECRET"
-    secret, jwks_url = text(secret_name), text("JWT_JWKS_URL")
-    issuer, audience = text("JWT_ISSUER"), _split(text("JWT_AUDIENCE"))
-    _check(f"{secret_name} and JWT_JWKS_URL", not (secret and jwks_url), "only one of them")
-    long_enough = not secret or len(secret.encode()) >= 32
-    _check(secret_name, long_enough, "32 bytes or more, such as `openssl rand -hex 32`")
-    address = "an https:// address, or an http:// one on this machine"
-    _check("JWT_JWKS_URL", not jwks_url or _is_safe(jwks_url), address)
-    _check("JWT_ISSUER", not issuer.startswith("http://") or _is_safe(issuer), address)
-    has_key = secret or jwks_url or not (issuer or audience)
-    _check("JWT_SECRET or JWT_JWKS_URL", has_key, "one, since JWT_ISSUER or JWT_AUDIENCE is set")
     on_platform = not PLATFORM_VARIABLES.isdisjoint(os.environ)
     database_url, database_schema = _read_database_url(text("DATABASE_URL"), on_platform)
     return Settings(
@@ -114,11 +104,8 @@ def read_settings() -> Settings:
         workers=number("WEB_CONCURRENCY", 2, 1, 64),
         threads=number("THREADS", 20, 5, 256),
         trash_days=number("TRASH_DAYS", 30, 0, 36_500),
-        jwt_secret=secret,
-        jwt_jwks_url=jwks_url,
-        jwt_issuer=issuer or None,
-        jwt_audience=audience,
         jwt_leeway=number("JWT_LEEWAY", 10, 0, 600),
+        **_read_callers(text, on_platform),
     )
 
 
@@ -170,6 +157,38 @@ def _strip(name: str, value: str) -> str:
     unquoted = name == "DATABASE_URL" or not (text.startswith(QUOTES) or text.endswith(QUOTES))
     _check(name, unquoted, "no quote at its beginning or its end")
     return text
+
+
+def _read_callers(text: Callable[[str], str], on_platform: bool) -> dict[str, Any]:
+    """The settings that decide who may call. Without a key, that is anyone, if it is meant."""
+    secret_name = "JWT_SECRET" if text("JWT_SECRET") else "BETTER_AUTH_SECRET"
+    secret, jwks_url = text(secret_name), text("JWT_JWKS_URL")
+    issuer, audience = text("JWT_ISSUER"), _split(text("JWT_AUDIENCE"))
+    anyone, warnings = text("ALLOW_ANYONE"), []
+    address = "an https:// address, or an http:// one on this machine"
+    _check("JWT_JWKS_URL", not jwks_url or _is_trusted(jwks_url), address)
+    _check("JWT_ISSUER", not issuer.startswith("http://") or _is_trusted(issuer), address)
+    _check("ALLOW_ANYONE", anyone in {"", "true", "false"}, "true or false")
+    if jwks_url:
+        if secret:
+            warnings.append(f"{secret_name} is ignored, since JWT_JWKS_URL is set")
+            secret = ""
+    elif secret:
+        long_enough = len(secret.encode()) >= 32
+        _check(secret_name, long_enough, "32 bytes or more, such as `openssl rand -hex 32`")
+    else:
+        keys, reason = "JWT_JWKS_URL or JWT_SECRET", "since JWT_ISSUER or JWT_AUDIENCE is set"
+        _check(keys, not (issuer or audience), f"one of them, {reason}")
+        is_meant = anyone == "true" or not (anyone or on_platform)
+        _check(keys, is_meant, "one of them, or ALLOW_ANYONE=true if anyone may call for any user")
+        warnings.append("Anyone who can reach this server may read and write every user's tasks")
+    return {
+        "jwt_secret": secret,
+        "jwt_jwks_url": jwks_url,
+        "jwt_issuer": issuer or None,
+        "jwt_audience": audience,
+        "warnings": tuple(warnings),
+    }
 
 
 def _read_database_url(text: str, on_platform: bool) -> tuple[str, str]:
@@ -246,12 +265,14 @@ def _set_certificate_paths() -> None:
         os.environ[paths.openssl_capath_env] = paths.capath
 
 
-def _is_safe(url: str) -> bool:
-    """Whether an answer from `url` cannot be replaced on its way here."""
+def _is_trusted(url: str) -> bool:
+    """Whether nobody on the internet can replace an answer from `url` on its way here."""
     try:
         parts = urlsplit(url)
-        safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
-        return safe and bool(parts.hostname) and not parts.username and parts.port != 0
+        host = parts.hostname or ""
+        is_near = host in LOOPBACK
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_near)
+        return bool(host and is_safe) and not parts.username and parts.port != 0
     except ValueError:
         return False
 

@@ -30,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty folder, a database, and no sign of a platform."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
-    for name in settings.PLATFORM_VARIABLES:
+    for name in (*settings.PLATFORM_VARIABLES, "ALLOW_ANYONE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -205,7 +205,6 @@ def test_what_is_pasted_along_with_a_value_is_taken_off(
     read = settings.read_settings()
     for _, attribute, taken in values.values():
         assert getattr(read, attribute) == taken
-    monkeypatch.delenv("JWT_SECRET")
     monkeypatch.setenv("JWT_JWKS_URL", wrapped.format("https://a.example/jwks"))
     assert settings.read_settings().jwt_jwks_url == "https://a.example/jwks"
 
@@ -282,6 +281,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_the_limits_of_a_number_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOW_ANYONE", "true")
     limits = {"PORT": (1, 65535), "WEB_CONCURRENCY": (1, 64), "THREADS": (5, 256)}
     for end in (0, 1):
         for name, values in (limits | {"JWT_LEEWAY": (0, 600)}).items():
@@ -310,16 +310,97 @@ def test_a_wrong_setting_stops_the_start_with_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["JWT_SECRET", "BETTER_AUTH_SECRET"])
-def test_two_ways_to_sign_at_once_stop_the_start(
-    monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize("secret", ["s" * 32, "weak"])
+def test_a_key_set_rules_over_a_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, secret: str
 ) -> None:
     monkeypatch.setenv("JWT_JWKS_URL", "https://issuer.example")
-    monkeypatch.setenv(name, "s" * 32)
-    with pytest.raises(settings.InvalidSetting) as stop:
-        settings.read_settings()
-    message = str(stop.value)
-    assert name in message and "JWT_JWKS_URL" in message
-    assert "\n" not in message and "sss" not in message
+    monkeypatch.setenv(name, secret)
+    read = settings.read_settings()
+    assert (read.jwt_secret, read.jwt_jwks_url) == ("", "https://issuer.example")
+    assert read.warnings == (f"{name} is ignored, since JWT_JWKS_URL is set",)
+
+
+OPEN = "Anyone who can reach this server may read and write every user's tasks"
+TRUE = {"ALLOW_ANYONE": "true"}
+SECURED = {"JWT_SECRET": "s" * 32}
+KEYS = {"JWT_JWKS_URL": "https://issuer.example"}
+NO_KEY = "JWT_JWKS_URL or JWT_SECRET"
+# The environment of a start, and what it does at home and on a platform: "open", "closed", or the
+# setting that stops it.
+STARTS = [
+    ({}, "open", NO_KEY),
+    (TRUE, "open", "open"),
+    ({"ALLOW_ANYONE": " 'true'\n"}, "open", "open"),
+    ({"ALLOW_ANYONE": ""}, "open", NO_KEY),
+    ({"ALLOW_ANYONE": " "}, "open", NO_KEY),
+    ({"ALLOW_ANYONE": "''"}, "open", NO_KEY),
+    ({"ALLOW_ANYONE": "false"}, NO_KEY, NO_KEY),
+    ({"ALLOW_ANYONE": '"false"'}, NO_KEY, NO_KEY),
+    *(
+        ({"ALLOW_ANYONE": value}, "ALLOW_ANYONE", "ALLOW_ANYONE")
+        for value in (
+            *("True", "TRUE", "False", "1", "0", "yes", "no", "on", "off", "y", "t", "treu", "tru"),
+            *("truee", "true;", "true false", "true # comment", "null", "none", "ture", "'true"),
+            *('true"', "tr ue", "true\u200b", "=true", "*", "https://app.example.com"),
+        )
+    ),
+    *(
+        ({name: "true"}, "open", NO_KEY)
+        for name in ("ALLOW_ANYBODY", "ALLOWANYONE", "ALLOW_ANY_ONE", "allow_anyone", "ANYONE")
+    ),
+    ({"JWT_SECERT": "s" * 32}, "open", NO_KEY),
+    ({"JWKS_URL": "https://issuer.example"}, "open", NO_KEY),
+    ({"JWT_SECRET": ""}, "open", NO_KEY),
+    ({"JWT_SECRET": " "}, "open", NO_KEY),
+    ({"JWT_SECRET": "''", "JWT_JWKS_URL": '""'}, "open", NO_KEY),
+    ({"JWT_SECRET": "weak"}, "JWT_SECRET", "JWT_SECRET"),
+    ({"JWT_SECRET": "weak"} | TRUE, "JWT_SECRET", "JWT_SECRET"),
+    ({"JWT_ISSUER": "https://issuer.example"}, NO_KEY, NO_KEY),
+    ({"JWT_ISSUER": "https://issuer.example"} | TRUE, NO_KEY, NO_KEY),
+    ({"JWT_AUDIENCE": "api"} | TRUE, NO_KEY, NO_KEY),
+    ({"JWT_JWKS_URL": "issuer.example"} | TRUE, "JWT_JWKS_URL", "JWT_JWKS_URL"),
+    (SECURED, "closed", "closed"),
+    (KEYS, "closed", "closed"),
+    (SECURED | KEYS, "closed", "closed"),
+    (SECURED | TRUE, "closed", "closed"),
+    (KEYS | TRUE, "closed", "closed"),
+    (SECURED | {"ALLOW_ANYONE": "false"}, "closed", "closed"),
+    (SECURED | {"ALLOW_ANYONE": "ture"}, "ALLOW_ANYONE", "ALLOW_ANYONE"),
+]
+
+
+@pytest.mark.parametrize("variables, at_home, on_platform", STARTS)
+def test_a_server_is_open_only_where_it_is_meant(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], at_home: str, on_platform: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert outcome() == at_home
+    monkeypatch.setenv("PORT", "8000")
+    assert outcome() == on_platform
+
+
+def outcome() -> str:
+    try:
+        read = settings.read_settings()
+    except settings.InvalidSetting as stop:
+        assert "\n" not in str(stop)
+        return str(stop).partition(": expected ")[0]
+    is_open = not (read.jwt_secret or read.jwt_jwks_url)
+    assert (OPEN in read.warnings) == is_open
+    return "open" if is_open else "closed"
+
+
+@pytest.mark.parametrize("name", sorted(settings.PLATFORM_VARIABLES))
+def test_a_platform_needs_a_key_or_the_word_that_it_is_meant(tmp_path: Path, name: str) -> None:
+    refused = start(tmp_path, DATABASE_URL=NEON, **{name: "8000"})
+    assert refused.returncode == 1
+    (line,) = (refused.stdout + refused.stderr).splitlines()
+    assert line == (
+        "JWT_JWKS_URL or JWT_SECRET: expected one of them, or ALLOW_ANYONE=true if anyone may call"
+        " for any user"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(settings.PLATFORM_VARIABLES))
@@ -358,7 +439,7 @@ def test_the_example_names_every_setting_with_its_default(
     assigned = [line.removeprefix("# ") for line in lines if re.match("# [A-Z_]+=", line)]
     assert [line.partition("=")[0] for line in assigned] == [
         *("DATABASE_URL", "CORS_ORIGINS", "LOG_LEVEL", "PORT", "WEB_CONCURRENCY", "THREADS"),
-        *("JWT_SECRET", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY"),
+        *("ALLOW_ANYONE", "JWT_SECRET", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY"),
     ]
     (tmp_path / ".env").write_text("\n".join(assigned))
     assert settings.read_settings() == defaults

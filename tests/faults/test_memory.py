@@ -28,7 +28,7 @@ DESCRIPTIONS = {
 @pytest.mark.slow
 def test_memory_is_flat(tmp_path: Path, cluster: Cluster, database: str) -> None:
     options = {"DATABASE_URL": cluster.url(database), "WEB_CONCURRENCY": "1", "LOG_LEVEL": "ERROR"}
-    with Server(tmp_path, PORT="8000", **options) as server:
+    with Server(tmp_path, PORT="8000", ALLOW_ANYONE="true", **options) as server:
         (worker,) = psutil.Process(server.process.pid).children()
 
         def work(client: int, turns: int) -> None:
