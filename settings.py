@@ -41,6 +41,13 @@ POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+# Hosts that the internet does not lead to: names of Compose, Kubernetes and platforms' private
+# networks (.internal and .local are reserved for them), and addresses (RFC 1918; RFC 4193).
+PRIVATE_HOST = re.compile(
+    r"[a-z][a-z0-9_-]*|[a-z0-9_.-]+\.(internal|local)|f[cd][0-9a-f]{2}:[0-9a-f:]+"
+    r"|(10\.\d+|192\.168|172\.(1[6-9]|2\d|3[01]))(\.\d+){2}",
+    re.ASCII,
+)
 # Other drivers' words for sslmode=require.
 TLS_REQUIRED = {"true", "1", "no-verify"}
 
@@ -165,11 +172,14 @@ def _read_callers(text: Callable[[str], str], on_platform: bool) -> dict[str, An
     secret, jwks_url = text(secret_name), text("JWT_JWKS_URL")
     issuer, audience = text("JWT_ISSUER"), _split(text("JWT_AUDIENCE"))
     anyone, warnings = text("ALLOW_ANYONE"), []
-    address = "an https:// address, or an http:// one on this machine"
+    address = "an https:// address, or an http:// one on this machine or in a private network"
     _check("JWT_JWKS_URL", not jwks_url or _is_trusted(jwks_url), address)
     _check("JWT_ISSUER", not issuer.startswith("http://") or _is_trusted(issuer), address)
     _check("ALLOW_ANYONE", anyone in {"", "true", "false"}, "true or false")
     if jwks_url:
+        parts = urlsplit(jwks_url)
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            warnings.append(f"Whoever can change the traffic from {parts.netloc} can sign tokens")
         if secret:
             warnings.append(f"{secret_name} is ignored, since JWT_JWKS_URL is set")
             secret = ""
@@ -270,7 +280,7 @@ def _is_trusted(url: str) -> bool:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        is_near = host in LOOPBACK
+        is_near = host in LOOPBACK or PRIVATE_HOST.fullmatch(host)
         is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_near)
         return bool(host and is_safe) and not parts.username and parts.port != 0
     except ValueError:

@@ -97,6 +97,20 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sss" not in repr(read)
 
 
+# Each is an address on the internet, or can be one.
+PUBLIC_HOSTS = [
+    *("issuer.example", "auth.internal.example", ".internal", "10.example", "192.168.example"),
+    *("8.8.8.8", "9.0.0.1", "11.0.0.1", "172.15.0.1", "172.32.0.1", "192.169.0.1", "1.10.0.0.1"),
+    *("10.0.0.1.example", "134744072", "0x08080808", "0.0.0.0", "169.254.169.254"),
+    *("[2001:db8::1]", "[::ffff:8.8.8.8]", "[fe80::1]", "auth.", "-auth", "auth@issuer.example"),
+]
+PRIVATE_HOSTS = [
+    *("auth", "auth:3000", "AUTH:3000", "better_auth", "auth-1", "auth.railway.internal:3000"),
+    *("host.docker.internal", "auth.default.svc.cluster.local", "10.0.0.1", "10.255.255.255:80"),
+    *("172.16.0.1", "172.31.255.1", "192.168.1.2", "[fd00::1]:3000", "[fc12:3456::1]"),
+]
+
+
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -150,6 +164,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("JWT_JWKS_URL", "https:///jwks"),
         ("JWT_JWKS_URL", "https://issuer.example:x/jwks"),
         ("JWT_JWKS_URL", "file:///etc/passwd"),
+        *(("JWT_JWKS_URL", f"http://{host}/jwks") for host in PUBLIC_HOSTS),
         ("JWT_ISSUER", "http://issuer.example"),
         ("JWT_ISSUER", "https://issuer.example"),
         ("JWT_AUDIENCE", "api"),
@@ -401,6 +416,24 @@ def test_a_platform_needs_a_key_or_the_word_that_it_is_meant(tmp_path: Path, nam
         "JWT_JWKS_URL or JWT_SECRET: expected one of them, or ALLOW_ANYONE=true if anyone may call"
         " for any user"
     )
+
+
+@pytest.mark.parametrize("host", PRIVATE_HOSTS)
+def test_keys_from_a_private_network_need_no_tls_and_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("JWT_JWKS_URL", f"http://{host}/jwks?apikey=secret1")
+    monkeypatch.setenv("JWT_ISSUER", f"http://{host}")
+    (warning,) = settings.read_settings().warnings
+    assert warning == f"Whoever can change the traffic from {host} can sign tokens"
+
+
+@pytest.mark.parametrize("host", ["localhost:3000", "127.0.0.1", "[::1]:3000"])
+def test_keys_from_this_machine_are_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("JWT_JWKS_URL", f"http://{host}/jwks")
+    assert settings.read_settings().warnings == ()
 
 
 @pytest.mark.parametrize("name", sorted(settings.PLATFORM_VARIABLES))
