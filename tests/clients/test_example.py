@@ -14,7 +14,7 @@ import jwt
 import pytest
 import requests
 from clients.node import EXAMPLE, SECRET, Tools
-from support.server import Server, User
+from support.server import ROOT, Server, User
 
 LINE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/\S+) (\d{3})")
 CAST = re.compile(r"\bas\b|\bany\b|[\w)\]]!(?!=)|@ts-|<\w+>\w")
@@ -131,7 +131,7 @@ def test_the_example_is_strict_and_pinned() -> None:
 
 
 def test_lock_files_name_no_registry() -> None:
-    for folder in (EXAMPLE, Path(__file__).parent):
+    for folder in (EXAMPLE, Path(__file__).parent, ROOT / "tests" / "better_auth"):
         lock = json.loads((folder / "package-lock.json").read_text())
         packages = [package for name, package in lock["packages"].items() if name]
         assert packages
