@@ -493,6 +493,28 @@ def test_the_algorithms_of_issuers(by_keys: Server, keys: dict[str, Key], algori
     assert call(by_keys, keys[algorithm].sign(claims())).status_code == 200
 
 
+def test_a_key_set_rules_over_a_secret_and_the_log_says_so_once(
+    tmp_path: Path, issuer: Issuer, keys: dict[str, Key]
+) -> None:
+    options = {"JWT_JWKS_URL": issuer.url, "BETTER_AUTH_SECRET": SECRET, "PORT": "8000"}
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path / 'x.db'}", **options) as server:
+        assert call(server, keys["EdDSA"].sign(claims())).status_code == 200
+        assert call(server, hs256(claims())).status_code == 401
+        assert call(server, None).status_code == 401
+    (line,) = (line for line in server.log() if "ignored" in line["message"])
+    assert line["message"] == "BETTER_AUTH_SECRET is ignored, since JWT_JWKS_URL is set"
+    assert not any("Anyone" in line["message"] for line in server.log())
+    assert SECRET not in server.log_file.read_text()
+
+
+def test_a_platform_is_open_where_it_is_meant_and_the_log_says_so(tmp_path: Path) -> None:
+    options = {"DATABASE_URL": f"sqlite:///{tmp_path / 'x.db'}", "PORT": "8000"}
+    with Server(tmp_path, ALLOW_ANYONE="true", **options) as server:
+        assert call(server, None).status_code == 200
+    (line,) = (line for line in server.log() if line["level"] == "warning")
+    assert line["message"].startswith("Anyone who can reach this server may read and write")
+
+
 def test_families_are_never_mixed(
     key_verifier: Verifier, secret_verifier: Verifier, keys: dict[str, Key]
 ) -> None:
