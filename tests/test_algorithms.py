@@ -182,10 +182,20 @@ def test_the_only_key_without_an_id_is_meant_by_any_id(issuer: Issuer) -> None:
     assert issuer.requests == 1
 
 
-@pytest.mark.parametrize("beside", ["1", "2"])
-def test_a_key_without_an_id_beside_others_is_meant_by_none(issuer: Issuer, beside: str) -> None:
-    key = Key("ES256", None)
-    issuer.publish(key, Key("ES256", beside))
+def test_a_key_without_an_id_beside_another_is_meant_by_none(issuer: Issuer) -> None:
+    key, named = Key("ES256", None), Key("ES256", "1")
+    issuer.publish(key, named)
     verifier = new_verifier(issuer)
-    for kid in (None, "1", "anything"):
-        assert reason(verifier, key.sign(CLAIMS, kid=kid))
+    assert verifier.verify(named.sign(CLAIMS)) == "ann"
+    for signer in (key, named):
+        for kid in (None, "", "anything"):
+            found = f"found kid {kid!r}, expected ['1']"
+            assert reason(verifier, signer.sign(CLAIMS, kid=kid)) == f"Unknown key: {found}"
+
+
+def test_the_only_id_of_a_set_is_meant_by_no_other_id(issuer: Issuer) -> None:
+    key = Key("ES256", "1")
+    issuer.publish(key)
+    verifier = new_verifier(issuer)
+    assert verifier.verify(key.sign(CLAIMS, kid=None)) == "ann"
+    assert reason(verifier, key.sign(CLAIMS, kid="2")).startswith("Unknown key: ")
