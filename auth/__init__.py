@@ -113,9 +113,9 @@ class Verifier:
             token_parts = jwt.decode_complete(token, options={"verify_signature": False})
             values = token_parts["header"] | token_parts["payload"]
             found = ", ".join(f"{name} {describe(values.get(name))}" for name in names)
-            settings = self.settings
-            expected = {"alg": "HS256", "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
-            reason += f": found {found}, expected {expected.get(names[0], describe(time()))}"
+            iss, aud = self.settings.jwt_issuer, self.settings.jwt_audience
+            expected = {"alg": "expected HS256", "iss": f"expected {iss}", "aud": f"expected {aud}"}
+            reason += f": found {found}, {expected.get(names[0], f'now is {describe(time())}')}"
         return reason
 
 

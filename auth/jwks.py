@@ -30,7 +30,6 @@ ALGORITHMS = {
     ("OKP", "Ed25519"): {"EdDSA", "Ed25519"},
     ("OKP", "Ed448"): {"EdDSA"},
 }
-SHOWN = ("kty", "crv", "alg", "use")
 PUBLIC_MEMBERS = {"kty", "kid", "crv", "x", "y", "n", "e"}
 
 # The keys by id and by algorithm: keys of two types may have one id (RFC 7517, section 4.5).
@@ -148,16 +147,11 @@ def read_keys(document: dict[str, Any]) -> Keys:
                 key.algorithm_name = algorithm
                 keys.setdefault(member.get("kid"), {}).setdefault(algorithm, key)
     if not keys:
-        raise NoUsableKey(f"no usable key, found {describe_keys(document)}")
+        members = [member for member in document["keys"] if isinstance(member, dict)]
+        kinds = [[*map(member.get, ("kty", "crv", "alg", "use"))] for member in members]
+        raise NoUsableKey(f"no usable key, found {kinds}"[:300])
     if len(keys) == 1:
         keys[None] = next(iter(keys.values()))
     else:
         keys.pop(None, None)
     return keys
-
-
-def describe_keys(document: dict[str, Any]) -> str:
-    """The types, curves, algorithms and uses in a key set, cut."""
-    members = [member for member in document["keys"] if isinstance(member, dict)]
-    kinds = [" ".join(str(member.get(name, "")) for name in SHOWN) for member in members]
-    return ", ".join(kinds)[:300] or "none"

@@ -4,9 +4,11 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from support.server import Server, User
 from test_auth import hs256
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -153,13 +155,25 @@ def test_a_set_without_a_usable_key_is_a_503_that_says_so(
         KeySet(issuer.url).find("1")
     assert refusal.value.description == UNUSABLE
     (line,) = [record.getMessage() for record in caplog.records if record.name == "tasks.jwks"]
-    found = " ".join(str(key.jwk.get(member, "")) for member in ("kty", "crv", "alg", "use"))
-    assert "no usable key, found " in line and ascii(found)[1:-1] in line.replace("\\'", "'")
+    found = [key.jwk.get(member) for member in ("kty", "crv", "alg", "use")]
+    assert f"no usable key, found [{found}]" in line.replace('"', "'").replace("\\'", "'")
     with caplog.at_level(logging.WARNING, "tasks.jwks"):
         issuer.say(b"<!doctype html>")
         with pytest.raises(ServiceUnavailable) as refusal:
             KeySet(issuer.url).find("1")
     assert refusal.value.description == UNREACHABLE
+
+
+def test_the_answer_and_the_log_say_that_no_key_is_usable(issuer: Issuer, tmp_path: Path) -> None:
+    key = Key("RS256", "1", alg="RSA-OAEP")
+    issuer.publish(key)
+    with Server(tmp_path, JWT_JWKS_URL=issuer.url) as server, User(server, "ann") as ann:
+        ann.headers["Authorization"] = f"Bearer {key.sign(CLAIMS, 'RS256')}"
+        answer = ann.get("/tasks")
+        assert (answer.status_code, answer.json()["detail"]) == (503, UNUSABLE)
+        assert answer.headers["Retry-After"] == "1"
+    lines = [line["message"] for line in server.log() if line["level"] == "warning"]
+    assert lines and all("found [['RSA', None, 'RSA-OAEP', None]]" in line for line in lines)
 
 
 def test_what_is_found_is_cut_in_the_log(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
