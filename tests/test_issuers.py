@@ -251,7 +251,7 @@ def test_a_token_is_accepted_with_the_settings_of_the_row(
     assert verifier is not None
 
     def signed(**changes: Any) -> str:
-        times = {"iat": NOW, "exp": NOW + 300}
+        times = {"iat": NOW, "exp": NOW + 3600}
         payload = times | {"sub": "user"} | claims | changes
         if algorithm == "HS256":
             return sign(payload, SECRET.encode(), **headers)
