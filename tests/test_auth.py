@@ -249,7 +249,7 @@ def test_a_malformed_header_is_refused(by_secret: Server, form: str) -> None:
         b"GET /api/ann/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % value
     )
     assert status in {400, 401}
-    assert status == 400 or headers["www-authenticate"] == 'bearer error="invalid_token"'
+    assert status == 400 or headers["www-authenticate"] == 'Bearer error="invalid_token"'
 
 
 def test_two_authorization_headers_are_refused(by_secret: Server) -> None:
