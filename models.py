@@ -154,9 +154,9 @@ class Cursor(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A list of tasks as JSON, and the cursor of the next page, if there is one."""
+    """A list of tasks as chunks of JSON, and the cursor of the next page, if there is one."""
 
-    body: bytes
+    chunks: list[bytes]
     cursor: Cursor | None
 
 
@@ -397,8 +397,8 @@ def list_tasks(
             rest, cursor = read_part(limit - first_limit, room_bytes, measured=True)
             chunks += rest
     chunks[:1] = [b"["]  # Replaces the first comma.
-    body = b"".join([*chunks, b"]\n"])
-    return Page(body, cursor)
+    chunks.append(b"]\n")
+    return Page(chunks, cursor)
 
 
 def list_deleted_tasks(user_id: str, **position: Any) -> Page:

@@ -600,8 +600,10 @@ def task_response(task: StoredTask) -> Response:
 
 def page_response(page: Page, schema: QuerySchema) -> Response:
     """The response with a page of tasks, its ETag and the link to the next. Raises Invalid."""
-    response = Response(page.body, mimetype="application/json")
-    state = hashlib.sha256(page.body)
+    response = Response(page.chunks, mimetype="application/json")
+    state = hashlib.sha256()
+    for chunk in page.chunks:
+        state.update(chunk)
     if page.cursor:
         link = f'<{next_page_url(page.cursor, schema)}>; rel="next"'
         state.update(link.encode())
