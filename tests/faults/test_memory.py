@@ -16,7 +16,8 @@ from testbed.cluster import Cluster
 
 CLIENTS, REQUESTS, WARM = 8, 100_000, 20_000
 TAGS, GROWTH_MB = 800, 6
-MOST_MB = 256
+# A page ends after the task with which it reaches 8 MB.
+MOST_MB, MOST_PAGE_BYTES = 256, 8_040_000
 DESCRIPTIONS = {
     "ASCII": "x" * 5000,
     "control characters": "\x01" * 5000,
@@ -133,4 +134,5 @@ def test_four_lists_of_10000_long_tasks_at_once(
         watcher.join()
     print(f"\n{kind}, {text}: pages of {max(sizes)} bytes", end="")
     print(f", {idle:.0f} MB before, {peak:.0f} MB at most")
+    assert max(sizes) <= MOST_PAGE_BYTES
     assert peak <= MOST_MB
