@@ -1,18 +1,19 @@
 """The public keys of a token issuer, cached, so that an issuer outage does not stop us."""
 
+import json
 import logging
 import threading
-from concurrent.futures import Future
 from contextlib import suppress
 from time import monotonic
 from typing import Any
+from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
 
-from jwt import PyJWK, PyJWKClient, PyJWTError
+from jwt import PyJWK, PyJWTError
 from werkzeug.exceptions import ServiceUnavailable
 
 from settings import VERSION
 
-FETCH_TIMEOUT_S = 3.0
+FETCH_TIMEOUT_S, MAX_BYTES = 3.0, 1024 * 1024
 MAX_AGE_S = 300.0  # Older keys are still used, but fetched again.
 MIN_PAUSE_S = 30.0  # Between two fetches, so that unknown key ids do not flood the issuer.
 # Requests that may wait for a fetch at once; the other threads stay free for known keys.
@@ -49,9 +50,7 @@ class KeySet:
     """The key set at `url` (RFC 7517), fetched in the background when a token needs it."""
 
     def __init__(self, url: str) -> None:
-        self._client = PyJWKClient(
-            url, cache_jwk_set=False, headers=HEADERS, timeout=FETCH_TIMEOUT_S
-        )
+        self._url = url
         self._keys: Keys = {}
         self._stale_at = self._next_fetch_at = 0.0
         self._failures = 0
@@ -86,7 +85,7 @@ class KeySet:
             if not self._waiting.acquire(blocking=False):
                 raise ServiceUnavailable(UNREACHABLE, retry_after=1)
             try:
-                fetching.join()
+                fetching.join(FETCH_TIMEOUT_S)  # A lookup or a slow head can take longer.
             finally:
                 self._waiting.release()
 
@@ -100,10 +99,10 @@ class KeySet:
 
     def _fetch(self) -> None:
         try:
-            self._keys = read_keys(download(self._client))
+            self._keys = read_keys(download(self._url))
             self._stale_at = monotonic() + MAX_AGE_S
         except Exception as error:  # A hostile answer can raise anything in the libraries.
-            address = self._client.uri.partition("?")[0]  # A query can contain an API key.
+            address = self._url.partition("?")[0]  # A query can contain an API key.
             log.warning("the keys at %s could not be fetched: %r", address, error)
             self._failures += 1
             self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
@@ -112,22 +111,25 @@ class KeySet:
         self._next_fetch_at = monotonic() + (MIN_PAUSE_S if self._keys else backoff)
 
 
-def download(client: PyJWKClient) -> dict[str, Any]:
-    """The document at the client's URL. Raises PyJWTError, ValueError, OSError or TimeoutError.
+def download(url: str) -> Any:
+    """The JSON document at `url`. Raises OSError, ValueError or HTTPException.
 
-    The download runs in a thread of its own, which is abandoned after FETCH_TIMEOUT_S: the timeout
-    of urllib bounds neither the lookup of a name nor a slow answer.
+    Its body may take FETCH_TIMEOUT_S from the start, and MAX_BYTES. A redirect is an error: it
+    could lead to an address without TLS.
     """
-    document: Future[dict[str, Any]] = Future()
-
-    def run() -> None:
-        try:
-            document.set_result(client.fetch_data())
-        except Exception as error:
-            document.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return document.result(FETCH_TIMEOUT_S)
+    until = monotonic() + FETCH_TIMEOUT_S
+    opener = OpenerDirector()
+    for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler()):
+        opener.add_handler(handler)
+    body = b""
+    with opener.open(Request(url, headers=HEADERS), timeout=FETCH_TIMEOUT_S) as response:
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
+        while piece := response.read1(MAX_BYTES):
+            body += piece
+            if len(body) > MAX_BYTES or monotonic() > until:
+                raise ValueError("the answer is too large or too slow")
+    return json.loads(body)
 
 
 def read_keys(document: dict[str, Any]) -> Keys:

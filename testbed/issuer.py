@@ -64,7 +64,8 @@ class Issuer:
         origin = "https://localhost" if tls else "http://127.0.0.1"
         self.url = f"{origin}:{self.listener.getsockname()[1]}/api/auth/jwks"
         self.answer: bytes | None = None
-        self.drip = 0.0
+        self.drip = 0.0  # Seconds between two bytes of the body.
+        self.endless = b""  # Follows `answer` again and again.
         self.publish(*keys)
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -102,8 +103,15 @@ class Issuer:
             self.asked = connection.recv(65536)
             if self.answer is None:
                 connection.recv(1)
+            elif self.endless:
+                connection.sendall(self.answer)
+                while self.endless:
+                    connection.sendall(self.endless)
+                    time.sleep(0.001)
             elif self.drip:
-                for byte in self.answer:
+                head, end, body = self.answer.partition(b"\r\n\r\n")
+                connection.sendall(head + end)
+                for byte in body:
                     connection.sendall(bytes([byte]))
                     time.sleep(self.drip)
             else:

@@ -1,6 +1,7 @@
 """The keys of an issuer that is slow, down, wrong, or rotates its keys."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from settings import Settings
 from testbed.issuer import Issuer, Key
 
 HTML = b"<!doctype html><title>Sign in</title>"
+HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,42 @@ def test_a_download_that_takes_too_long_does_not_hold_up_the_next(
     issuer.publish(old)
     assert keys.find("old")
     assert time.monotonic() - start < 2.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "piece"),
+    [(HEAD + b"\r\n", b" "), (HEAD + b"\r\n", b" " * 65536), (HEAD + b"X: ", b"x" * 65536)],
+    ids=["a slow body", "a large body", "a large head"],
+)
+def test_an_endless_answer_is_abandoned(
+    issuer: Issuer, answer: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
+    before = threading.active_count()
+    issuer.answer, issuer.endless = answer, piece
+    with pytest.raises(ServiceUnavailable):
+        KeySet(issuer.url).find("old")
+    assert issuer.requests == 1
+    assert eventually(lambda: threading.active_count() == before)
+
+
+def test_a_head_that_does_not_end_holds_one_thread(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    keys = KeySet(issuer.url)
+    assert keys.find("old")
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.2)
+    issuer.answer, issuer.endless = HEAD + b"X: ", b"x"
+    for _ in range(5):
+        start = time.monotonic()
+        assert keys.find("unknown") is None
+        assert keys.find("old")
+        assert time.monotonic() - start < 0.5
+    assert issuer.requests == 2
+    issuer.endless = b""
+    issuer.publish()
+    assert eventually(lambda: keys.find("unknown") is None and issuer.requests > 2)
 
 
 def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
