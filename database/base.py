@@ -96,7 +96,7 @@ class TaskDatabase(peewee.Database):
 
     def _acquire_slot(self) -> None:
         """Wait for a slot, but only while other requests release slots: some threads stay free."""
-        while not self._slots.acquire(timeout=self.slot_wait_s):
+        while not self._slots.acquire(timeout=min(self.slot_wait_s, time_left())):
             if monotonic() - self._released_at >= self.slot_wait_s or not time_left():
                 raise unavailable("every connection is busy")
 

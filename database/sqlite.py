@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from database.base import REQUEST_S, Read, TaskDatabase, rfc3339, unavailable
+from database.base import REQUEST_S, Read, TaskDatabase, rfc3339, time_left, unavailable
 
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
@@ -61,13 +61,14 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Any:
         # SQLite itself waits for its lock by polling, and some writers would never get it.
         writes = not sql.startswith("SELECT")
-        if writes and not self._write_lock.acquire(timeout=REQUEST_S / 2):
+        if writes and not self._write_lock.acquire(timeout=wait_s()):
             raise unavailable("the file is busy")
         try:
             if getattr(self._opened, "file", None) != self._file:
                 self.close()
             named = {**values, "now": rfc3339(datetime.now(UTC))}
             connection = self.connection()
+            connection.execute(f"PRAGMA busy_timeout = {int(1000 * wait_s())}")
             # Check before the statement, too: the connection may have opened another file.
             self._check_file(self._opened.file)
             rows = read(connection.execute(sql, named))
@@ -107,6 +108,11 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             raise unavailable(error) from error
         finally:
             self.close()
+
+
+def wait_s() -> float:
+    """How long to wait for one lock."""
+    return min(REQUEST_S / 2, time_left())
 
 
 @contextmanager
