@@ -40,6 +40,8 @@ USER_AND_HOST = re.compile(r"([^@/]*@)?[^@]*")
 POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
+# The development servers of Next.js and Vite.
+LOCAL_ORIGINS = "http://localhost:3000,http://localhost:5173"
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # Hosts that the internet does not lead to: names of Compose, Kubernetes and platforms' private
 # networks (.internal and .local are reserved for them), and addresses (RFC 1918; RFC 4193).
@@ -104,7 +106,7 @@ def read_settings() -> Settings:
     return Settings(
         database_url=database_url,
         database_schema=database_schema,
-        cors_origins=_read_origins(_split(text("CORS_ORIGINS", "http://localhost:3000"))),
+        cors_origins=_read_origins(_split(text("CORS_ORIGINS", LOCAL_ORIGINS))),
         log_level=log_level,
         host="0.0.0.0" if on_platform else "127.0.0.1",
         port=number("PORT", 8000, 1, 65535),

@@ -133,7 +133,7 @@ def test_a_terminal_says_once_what_starts(terminal: InTerminal) -> None:
         f"         address   {terminal.url}",
         f"         docs      {terminal.url}/docs",
         "         database  SQLite at tasks.db",
-        "         origins   http://localhost:3000",
+        "         origins   http://localhost:3000, http://localhost:5173",
         "time warning Anyone who can reach this server may read and write every user's tasks",
         "time",
     ]

@@ -2,17 +2,23 @@
 
 from flask import Flask, Response, request
 
-from web.openapi import REQUEST_HEADERS
-
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-ALLOWED_HEADERS = ", ".join(["Authorization", "Content-Type", *REQUEST_HEADERS])
+# With cache: "no-cache" or "no-store", some browsers and libraries send Cache-Control and Pragma.
+ALLOWED_HEADERS = (
+    "Authorization, Cache-Control, Content-Type, Idempotency-Key, If-Match, If-None-Match, Pragma,"
+    " X-Request-ID"
+)
 EXPOSED_HEADERS = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-ID"
 # In seconds: the longest time for which Chromium caches a preflight.
 MAX_AGE_S = "7200"
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
-    """Let pages of these origins call the API and read its responses, errors included."""
+    """Let pages of these origins call the API and read its responses, errors included.
+
+    Their preflights succeed for every path, also for one that does not exist: if a preflight
+    failed, the browser would not send the request, and the page could not read the 404.
+    """
     anyone = origins == ("*",)
     answer = {"Access-Control-Expose-Headers": EXPOSED_HEADERS}
     if not anyone:
@@ -25,13 +31,17 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
 
     @app.after_request
     def add_headers(response: Response) -> Response:
-        if not request.path.startswith("/api/"):
+        if not f"{request.path}/".startswith("/api/"):
             return response
-        if not anyone:
-            response.headers.add("Vary", "Origin")
         # If every origin is allowed, the response is the same for each: it needs no `Vary`.
         origin = "*" if anyone else request.headers.get("Origin")
-        if origin in origins:
+        is_allowed, is_preflight = origin in origins, request.method == "OPTIONS"
+        if is_allowed and is_preflight:
+            response.status_code = 200
+            response.data = b""
+        if not anyone:
+            response.headers.add("Vary", "Origin")
+        if is_allowed:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers.extend(preflight if request.method == "OPTIONS" else answer)
+            response.headers.extend(preflight if is_preflight else answer)
         return response
