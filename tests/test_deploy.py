@@ -10,11 +10,13 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -30,6 +32,10 @@ from support.server import ROOT, Server, new_database
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 APP_JSON = json.loads((ROOT / "app.json").read_text())
 RENDER_YAML = YAML(typ="safe").load(ROOT / "render.yaml")
+RAILWAY_JSON = json.loads((ROOT / "railway.json").read_text())
+COMPOSE = YAML(typ="safe").load(ROOT / "compose.yaml")
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+DOCKERIGNORE = re.findall(r"^[^#\n].*", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
 WORKFLOW = YAML(typ="safe").load(ROOT / ".github/workflows/check.yml")
 HEROKU_SCHEMA = (
     ROOT / "tests/clients/node_modules/@heroku/mcp-server/dist/utils/app-json.schema.json"
@@ -81,6 +87,23 @@ RENDER_SCHEMA = {
     },
 }
 
+# The fields that we use. Railway refuses a number in quotation marks.
+# https://docs.railway.com/config-as-code/reference
+RAILWAY_SCHEMA = {
+    "required": ["$schema", "deploy"],
+    "additionalProperties": False,
+    "properties": {
+        "$schema": {"const": "https://railway.com/railway.schema.json"},
+        "deploy": {
+            "additionalProperties": False,
+            "properties": {
+                "healthcheckPath": {"type": "string", "pattern": "^/"},
+                "drainingSeconds": {"type": "number", "minimum": 0},
+            },
+        },
+    },
+}
+
 # What the platforms set by themselves, and a secret of the kind that each generates.
 PLATFORMS = {
     "heroku": {
@@ -108,18 +131,62 @@ PLATFORMS = {
 }
 
 
+# How each runs the Procfile's line. bash replaces itself with a command that stands alone, so that
+# Gunicorn gets the signals.
+STARTS = {
+    "heroku": ["bash", "-c", PROCFILE["web"]],
+    "dokku": shlex.split(PROCFILE["web"]),
+    "foreman export systemd": ["bash", "-lc", f'exec -a "task-api-web.1" {PROCFILE["web"]}'],
+}
+
+
+def link_repository(folder: Path) -> None:
+    """Fill `folder` with what a platform checks out."""
+    for entry in ROOT.iterdir():
+        if not entry.match(".*") and not entry.match("*.db*") and entry.name != "tests":
+            (folder / entry.name).symlink_to(entry)
+
+
+def copy_image(folder: Path) -> None:
+    """Fill `folder` as the Dockerfile's COPY does. Nobody may write into it."""
+    assert instructions("COPY") == ["requirements.txt ./", ". ./"]
+    for entry in ROOT.iterdir():
+        if is_sent_to_docker(entry.name):
+            copy: Callable[..., Any] = shutil.copytree if entry.is_dir() else shutil.copy
+            copy(entry, folder / entry.name)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def instructions(name: str) -> list[str]:
+    """The arguments of every instruction `name` in the Dockerfile."""
+    return re.findall(rf"^{name} (.+)", DOCKERFILE, re.MULTILINE)
+
+
+def image_environment() -> dict[str, str]:
+    return dict(pair.split("=") for line in instructions("ENV") for pair in line.split())
+
+
+def is_sent_to_docker(name: str) -> bool:
+    """Whether .dockerignore has no pattern for an entry, or an exception after its pattern."""
+    patterns = [each for each in DOCKERIGNORE if fnmatch(name, each.strip("!/"))]
+    return not patterns or patterns[-1].startswith("!")
+
+
 class Deployed(Server):
-    """The service as a platform starts it: by the Procfile's line, through bash.
+    """The service as a platform starts it."""
 
-    bash replaces itself with a command that stands alone, so Gunicorn gets the platform's signals.
-    """
-
-    def __init__(self, folder: Path, programs: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        programs: Path,
+        environment: dict[str, str],
+        command: Sequence[str] = STARTS["heroku"],
+        fill: Callable[[Path], None] = link_repository,
+    ) -> None:
         self.folder = folder / "app"
         self.folder.mkdir()
-        for entry in ROOT.iterdir():
-            if not entry.match(".*") and not entry.match("*.db*") and entry.name != "tests":
-                (self.folder / entry.name).symlink_to(entry)
+        fill(self.folder)
         self.log_file = folder / "log"
         self.environment = {
             "PATH": f"{programs}:/usr/bin:/bin",
@@ -130,7 +197,7 @@ class Deployed(Server):
         arguments = re.sub(r"--bind=\S+", "", environment.get("GUNICORN_CMD_ARGS", ""))
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                ["bash", "-c", PROCFILE["web"]],
+                command,
                 cwd=self.folder,
                 env=self.environment | {"GUNICORN_CMD_ARGS": f"{arguments} -b 127.0.0.1:0"},
                 stdout=log,
@@ -182,8 +249,11 @@ def database_url(postgres: str) -> str:
 
 
 @contextmanager
-def on(platform: str, database_url: str, folder: Path, programs: Path) -> Iterator[Deployed]:
-    service = Deployed(folder, programs, PLATFORMS[platform] | {"DATABASE_URL": database_url})
+def on(
+    platform: str, database_url: str, folder: Path, programs: Path, **options: Any
+) -> Iterator[Deployed]:
+    environment = PLATFORMS[platform] | {"DATABASE_URL": database_url}
+    service = Deployed(folder, programs, environment | options.pop("environment", {}), **options)
     try:
         yield service.wait()
     finally:
@@ -229,6 +299,10 @@ def test_render_yaml_is_as_render_documents_it() -> None:
     validate(RENDER_YAML, RENDER_SCHEMA)
 
 
+def test_railway_json_is_as_railway_documents_it() -> None:
+    validate(RAILWAY_JSON, RAILWAY_SCHEMA)
+
+
 def test_the_workflow_is_as_github_publishes_it_and_bounded_in_time() -> None:
     validate(WORKFLOW, get_builtin_schema("vendor.github-workflows"))
     validate(WORKFLOW, get_builtin_schema("custom.github-workflows-require-timeout"))
@@ -262,12 +336,10 @@ def test_render_starts_what_the_procfile_starts() -> None:
     assert RENDER_YAML["services"][0]["startCommand"] == PROCFILE["web"]
 
 
-def test_the_procfile_needs_no_shell() -> None:
-    """Dokku and other platforms based on herokuish start the program itself."""
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    command = [*shlex.split(PROCFILE["web"]), "--version"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
-    assert done.stdout.startswith("gunicorn (version ")
+def test_railway_waits_for_the_longest_request(deployed: Deployed) -> None:
+    resolved = deployed.run(f"{PROCFILE['web']} --print-config")
+    (seconds,) = re.findall(r"^graceful_timeout += (\d+)", resolved, re.MULTILINE)
+    assert RAILWAY_JSON["deploy"]["drainingSeconds"] > int(seconds)
 
 
 def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
@@ -275,7 +347,9 @@ def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
     (setup,) = (step for step in job["steps"] if "setup-python" in step.get("uses", ""))
     tested = job["strategy"]["matrix"]["python"]
     assert setup["with"]["python-version"].split() == tested
-    assert (ROOT / ".python-version").read_text().rstrip("\n") in tested
+    python = (ROOT / ".python-version").read_text().rstrip("\n")
+    assert python in tested
+    assert instructions("FROM") == [f"python:{python}-slim-trixie"]
 
 
 def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -328,6 +402,75 @@ def test_it_stops_with_0_when_the_platform_asks(
     with on(platform, database_url, tmp_path, Path(sys.executable).parent) as service:
         send(service.process.pid, signal.SIGTERM)
         assert service.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_way_to_start_it_stops_with_0(start: str, database_url: str, tmp_path: Path) -> None:
+    """A login shell, which foreman's unit of systemd starts, sets its own PATH."""
+    programs = Path(sys.executable).parent
+    (tmp_path / ".profile").write_text(f'PATH="{programs}:$PATH"\n')
+    options = {"environment": {"HOME": str(tmp_path)}, "command": STARTS[start]}
+    with on("cloud run", database_url, tmp_path, programs, **options) as service:
+        serves(service)
+        service.process.terminate()
+        assert service.process.wait(10) == 0
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_has_only_what_serves() -> None:
+    sent = {entry.name for entry in ROOT.iterdir() if is_sent_to_docker(entry.name)}
+    files = {"app.py", "cli.py", "models.py", "resources.py", "settings.py", "gunicorn.conf.py"}
+    assert sent == {"auth", "database", "server", "web", "requirements.txt"} | files
+    assert not any(map(is_sent_to_docker, (".env", "tasks.db", ".git", "__pycache__")))
+
+
+def test_the_image_serves_without_rights_and_stops_with_0(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Root without capabilities has the rights of a user who owns nothing to write into."""
+    (user,) = instructions("USER")
+    assert "0" not in user.split(":")
+    (command,) = instructions("CMD")
+    (check,) = (each.partition(" CMD ")[2] for each in instructions("HEALTHCHECK"))
+    options = {
+        "command": ["setpriv", "--bounding-set=-all", *json.loads(command)],
+        "environment": image_environment(),
+        "fill": copy_image,
+    }
+
+    def health(service: Deployed) -> int:
+        port = {"PORT": str(service.address[1])}
+        done = subprocess.run(json.loads(check), env=service.environment | port, timeout=20)
+        return done.returncode
+
+    with on("cloud run", database_url, tmp_path, Path(sys.executable).parent, **options) as service:
+        serves(service)
+        assert health(service) == 0
+        service.process.terminate()
+        assert service.process.wait(10) == 0
+        assert health(service) == 1
+    for path in (service.folder, *service.folder.rglob("*")):
+        path.chmod(0o755)
+
+
+def test_compose_yaml_is_as_docker_publishes_it() -> None:
+    validate(COMPOSE, get_builtin_schema("vendor.compose-spec"))
+
+
+def test_compose_asks_for_every_secret_and_publishes_only_the_service() -> None:
+    api, database = (COMPOSE["services"][name] for name in ("api", "database"))
+    used = re.findall(r"\$\{(\w+)(:\?)?", (ROOT / "compose.yaml").read_text())
+    assert set(used) == {("JWT_SECRET", ":?"), ("POSTGRES_PASSWORD", ":?")}
+    assert api["ports"] == ["127.0.0.1:8000:8000"]
+    assert image_environment()["PORT"] == "8000"
+    assert "ports" not in database
+    settings = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert set(api["environment"]) <= set(settings)
 
 
 def test_it_obeys_the_platform(deployed: Deployed) -> None:
