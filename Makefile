@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Empty if it is too old, or missing.
 NEW_ENOUGH = $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")')
+# Empty if it cannot make an environment: Debian has that in a package of its own.
+HAS_VENV = $(shell $(PYTHON) -c 'import ensurepip; print(True)' 2>/dev/null)
 
 # Not through the environment, where a PORT would be the sign of a platform.
 run: $(VENV)/run
@@ -50,6 +52,7 @@ bench-tokens: $(VENV)/test
 
 $(VENV)/run: requirements.txt
 	$(if $(NEW_ENOUGH),,$(error Python 3.11 or newer is needed, such as: make PYTHON=python3.13 $(MAKECMDGOALS)))
+	$(if $(HAS_VENV),,$(error $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: sudo apt install $(notdir $(PYTHON))-venv))
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -352,20 +352,36 @@ def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
     assert instructions("FROM") == [f"python:{python}-slim-trixie"]
 
 
+def run_with_python(file: Path, change: str) -> list[str]:
+    """Run `make run` with a Python that is another one by a `change`. Returns what make says."""
+    file.write_text(f"""#!/bin/sh\nexec {sys.executable} -c "import sys\n{change}\n$2"\n""")
+    file.chmod(0o755)
+    return run_to_its_refusal(file)
+
+
+def run_to_its_refusal(python: Path) -> list[str]:
+    venv = python.with_name("venv")
+    command = ["make", "run", f"PYTHON={python}", f"VENV={venv}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert not venv.exists()
+    return done.stderr.splitlines()
+
+
 def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
-    old = tmp_path / "python3.10"
-    old.write_text(
-        f"""#!/bin/sh\nexec {sys.executable} -c "import sys\nsys.version_info = (3, 10)\n$2"\n"""
-    )
-    old.chmod(0o755)
-    for python in (old, tmp_path / "missing"):
-        command = ["make", "run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2
-        *shell, line = done.stderr.splitlines()
-        assert "Python 3.11 or newer is needed" in line
-        assert shell == [] if python == old else len(shell) == 1
-    assert not (tmp_path / "venv").exists()
+    (line,) = run_with_python(tmp_path / "python3.10", "sys.version_info = (3, 10)")
+    assert "Python 3.11 or newer is needed" in line
+
+
+def test_a_missing_python_is_told_after_the_shell_has_told_it(tmp_path: Path) -> None:
+    _, line = run_to_its_refusal(tmp_path / "missing")
+    assert "Python 3.11 or newer is needed" in line
+
+
+def test_a_python_without_ensurepip_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Debian's python3 is one, as long as its package python3-venv is not installed."""
+    (line,) = run_with_python(tmp_path / "python3", "sys.modules['ensurepip'] = None")
+    assert "sudo apt install python3-venv" in line
 
 
 def test_it_answers_who_has_a_token(deployed: Deployed) -> None:
