@@ -15,7 +15,7 @@ import resources
 from database import ForeignTable, Postgres, Sqlite, TaskDatabase
 from server import configure_logging
 from settings import VERSION, Settings, read_settings
-from web import Api, Application, allow_origins, docs
+from web import Api, Application, allow_origins, create_docs
 
 DESCRIPTION = """\
 A multi-user to-do list API. The path names the user; each user sees only their own tasks.
@@ -24,6 +24,9 @@ Creates are idempotent: send an `Idempotency-Key`, and a retry creates nothing. 
 optimistic locking: send the task's `ETag` as `If-Match`, and a task that has changed is a 412.
 
 Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
+
+Every response has an `X-Request-ID`, which is also in the server's log. A request may bring its
+own: 1 to 128 letters, digits and `_.:/+=@~-`.
 """
 
 # Between two purges of the trash, and after one that failed.
@@ -58,7 +61,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
     register_api(app)
-    app.register_blueprint(docs)
+    app.register_blueprint(create_docs(settings))
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)

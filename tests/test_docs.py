@@ -1,6 +1,8 @@
 """The OpenAPI document, and that it tells the truth."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -116,7 +118,7 @@ def test_request_headers_and_bodies_are_documented(document: dict[str, Any]) -> 
     def taken(path: str, method: str) -> set[str]:
         parameters = document["paths"][path][method]["parameters"]
         found = [resolve(document, parameter) for parameter in parameters]
-        return {each["name"] for each in found if each["in"] == "header"} - {"X-Request-ID"}
+        return {each["name"] for each in found if each["in"] == "header"}
 
     tasks, task = "/api/{user_id}/tasks", "/api/{user_id}/tasks/{task_id}"
     assert taken(tasks, "get") == taken(task, "get") == {"If-None-Match"}
@@ -204,6 +206,28 @@ def test_what_is_sent_is_what_the_schema_says(
             assert loaded[stamp].isoformat(timespec="microseconds")[:-6] + "Z" == sent[stamp]
             dumped[stamp] = sent[stamp]
         assert json.dumps(dumped) == json.dumps(sent)
+
+
+@pytest.mark.parametrize(
+    "environment, callers",
+    [
+        ({}, "Anyone who can reach this server may call it for any user"),
+        ({"JWT_SECRET": "s" * 32}, "signed with this server's JWT_SECRET"),
+        ({"JWT_JWKS_URL": "https://a.example/jwks?key=s"}, "a token from https://a.example/jwks:"),
+        (
+            {"JWT_JWKS_URL": "https://a.example/jwks", "JWT_ISSUER": "https://<a>.example"},
+            "a token from https://&lt;a&gt;.example:",
+        ),
+    ],
+)
+def test_the_docs_page_says_who_may_call(
+    tmp_path: Path, environment: dict[str, str], callers: str
+) -> None:
+    with Server(tmp_path, **environment) as server:
+        page = requests.get(f"{server.url}/docs").text
+    assert callers in re.sub("</?code>", "", page)
+    assert "s" * 32 not in page
+    assert "key=" not in page
 
 
 def test_the_docs_page_asks_for_nothing_from_elsewhere(server: Server) -> None:

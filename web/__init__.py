@@ -3,7 +3,7 @@
 from web import fields
 from web.application import Application
 from web.cors import allow_origins
-from web.docs import docs
+from web.docs import create_docs
 from web.openapi import Api, Blueprint
 from web.parsing import BodySchema, QuerySchema
 from web.problems import Invalid
@@ -16,6 +16,6 @@ __all__ = [
     "Invalid",
     "QuerySchema",
     "allow_origins",
-    "docs",
+    "create_docs",
     "fields",
 ]

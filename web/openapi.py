@@ -28,10 +28,6 @@ REQUEST_HEADERS = {
         "description": "The ETag of your copy: 304 if it is still current.",
         **STRING,
     },
-    "X-Request-ID": {
-        "description": "An id for the log: 1 to 128 letters, digits and `_.:/+=@~-`.",
-        **STRING,
-    },
 }
 RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
     "ETag": {
@@ -114,7 +110,7 @@ class Blueprint(flask_smorest.Blueprint):
             422: takes_body or takes_query,
         }
         doc["security"] = [{"bearer": []}] if is_guarded else []
-        parameters.extend([*headers, "X-Request-ID"])
+        parameters.extend(headers)
         statuses = {status for status, is_possible in possible.items() if is_possible}
         for status in sorted(statuses | {400, 500, *self._errors, *errors}):
             doc["responses"][status] = response_name(status)

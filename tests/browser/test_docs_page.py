@@ -29,6 +29,8 @@ OPERATIONS = {
     "getHealth": ("GET", "/health"),
     "getReadiness": ("GET", "/ready"),
 }
+# What Chromium's console says of a response that the test expects.
+UNAUTHORIZED = "Failed to load resource: the server responded with a status of 401 (UNAUTHORIZED)"
 REPORT_VIOLATIONS = """
 addEventListener("securitypolicyviolation", (violation) =>
   console.error(`${violation.effectiveDirective} forbids ${violation.blockedURI}`));
@@ -165,25 +167,71 @@ def test_what_a_path_names_is_written_once(open: Server, visit: Callable[..., Vi
 
 
 @pytest.mark.slow
-def test_a_token_opens_the_api_and_is_kept(guarded: Server, visit: Callable[..., Visit]) -> None:
-    token = jwt.encode({"sub": "alice", "exp": int(time.time()) + 300}, SECRET)
+def test_a_token_opens_the_api_for_its_user_and_is_kept(
+    guarded: Server, visit: Callable[..., Visit]
+) -> None:
+    name = f"Zoë 用户 {uuid4()}"
+    token = jwt.encode({"sub": name, "exp": int(time.time()) + 300}, SECRET)
     visit = visit(guarded)
     page = visit.page
+    visit.unfold("listTasks")
+    status, problem = visit.execute("listTasks")
+    assert status == 401
+    assert "token" in problem["detail"]
+    visit.complaints.remove(UNAUTHORIZED)
     page.get_by_role("button", name="Authorize", exact=True).click()
     dialog = page.locator(".modal-ux")
     expect(dialog).to_contain_text("A JWT whose sub is the user_id in the path.")
     dialog.locator("input").fill(token)
     dialog.locator("input").press("Enter")
     dialog.get_by_role("button", name="Close").first.click()
-    visit.unfold("createTask")
+    form = visit.unfold("createTask")
+    expect(form.get_by_placeholder("user_id")).to_have_value(name)
     status, created = visit.execute("createTask")
-    assert status == 201
-    with User(guarded, "alice") as alice:
-        alice.headers["Authorization"] = f"Bearer {token}"
-        assert alice.tasks() == [created]
-    page.reload()
+    assert (status, created["user_id"]) == (201, name)
     visit.unfold("listTasks")
     assert visit.execute("listTasks") == (200, [created])
+    page.reload()
+    form = visit.unfold("listTasks")
+    expect(form.get_by_placeholder("user_id")).to_have_value(name)
+    assert visit.execute("listTasks") == (200, [created])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", ["x", "a.b.c", "a.bnVsbA.c", "a.e30.c"])
+def test_what_is_no_token_leaves_the_form_as_it_is(
+    guarded: Server, visit: Callable[..., Visit], token: str
+) -> None:
+    visit = visit(guarded)
+    visit.page.get_by_role("button", name="Authorize", exact=True).click()
+    dialog = visit.page.locator(".modal-ux")
+    dialog.locator("input").fill(token)
+    dialog.locator("input").press("Enter")
+    dialog.get_by_role("button", name="Close").first.click()
+    form = visit.unfold("listTasks")
+    expect(form.get_by_placeholder("user_id")).to_have_value("alice")
+
+
+@pytest.mark.slow
+def test_a_form_sends_only_what_is_written_into_it(
+    open: Server, visit: Callable[..., Visit]
+) -> None:
+    visit = visit(open)
+    form = visit.unfold("listTasks")
+    expect(form).to_contain_text("Default: asc.")
+    form.get_by_role("button", name="Execute").click()
+    expect(form.locator(".request-url pre")).to_have_text(f"{open.url}/api/alice/tasks")
+
+
+@pytest.mark.slow
+def test_an_error_of_an_operation_is_one_line(open: Server, visit: Callable[..., Visit]) -> None:
+    form = visit(open).unfold("createTask")
+    expect(form.locator("[data-code='201'] .model-example")).to_be_visible()
+    for status in ("404", "422", "503"):
+        row = form.locator(f"[data-code='{status}']")
+        expect(row.locator(".response-col_description__inner")).to_be_visible()
+        expect(row.locator(".model-example")).to_be_hidden()
+        expect(row.locator(".headers-wrapper")).to_be_hidden()
 
 
 @pytest.mark.slow

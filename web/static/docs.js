@@ -16,7 +16,18 @@ const PathFirst = ({ React }) => ({
   },
 });
 
-// What a path names is written once for all operations, and a task that was created is named.
+// What a path names is written once for all operations: the user of a token, a task that was created.
+const fillPath = ({ specActions, specSelectors }, name, value) => {
+  for (const operation of specSelectors.operations()) {
+    const item = specSelectors.specJson().getIn(["paths", operation.get("path")]);
+    const parameter = item.get("parameters")?.find((each) => each.get("name") === name);
+    if (parameter) {
+      specActions.changeParamByIdentity([operation.get("path"), operation.get("method")], parameter, value);
+      return;
+    }
+  }
+};
+
 const OnePath = () => ({
   statePlugins: {
     spec: {
@@ -27,12 +38,10 @@ const OnePath = () => ({
           const places = parameter.get("in") === "path" ? all : [place];
           places.forEach((each) => change(each, parameter, ...value));
         },
-        setResponse: (set, { specActions, specSelectors }) => (path, method, response) => {
+        setResponse: (set, system) => (path, method, response) => {
           set(path, method, response);
           if (response.status === 201) {
-            const item = specSelectors.specJson().getIn(["paths", `${path}/{task_id}`]);
-            const id = item.get("parameters").find((each) => each.get("name") === "task_id");
-            specActions.changeParamByIdentity([path, method], id, response.body.id);
+            fillPath(system, "task_id", response.body.id);
           }
         },
       },
@@ -40,14 +49,66 @@ const OnePath = () => ({
   },
 });
 
-SwaggerUIBundle({
+// The user in a token (RFC 7519, section 4.1.2), or undefined if it is none that can be read.
+const userOf = (token) => {
+  try {
+    const bytes = atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
+    const text = new TextDecoder().decode(Uint8Array.from(bytes, (byte) => byte.charCodeAt(0)));
+    return JSON.parse(text).sub;
+  } catch {
+    return undefined;
+  }
+};
+
+const fillUser = (system) => {
+  const user = userOf(system.authSelectors.authorized().getIn(["bearer", "value"]));
+  if (user) {
+    fillPath(system, "user_id", user);
+  }
+};
+
+const UserOfToken = () => ({
+  statePlugins: {
+    auth: {
+      wrapActions: {
+        authorize: (authorize, system) => (payload) => {
+          authorize(payload);
+          fillUser(system);
+        },
+      },
+    },
+  },
+});
+
+// Swagger UI would send each default; so the form shows it in words, and stays short and empty.
+const DefaultsInWords = () => ({
+  statePlugins: {
+    spec: {
+      wrapActions: {
+        updateJsonSpec: (update) => (document) => {
+          const operations = Object.values(document.paths).flatMap(Object.values);
+          for (const parameter of operations.flatMap((each) => each.parameters ?? [])) {
+            if (parameter.schema?.default !== undefined) {
+              parameter.description += ` Default: \`${parameter.schema.default}\`.`;
+              delete parameter.schema.default;
+            }
+          }
+          update(document);
+        },
+      },
+    },
+  },
+});
+
+const ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#docs",
   deepLinking: true,
   defaultModelsExpandDepth: 0,
   displayRequestDuration: true,
+  onComplete: () => fillUser(ui.getSystem()),
   persistAuthorization: true,
-  plugins: [PathFirst, OnePath],
+  plugins: [PathFirst, OnePath, UserOfToken, DefaultsInWords],
   tryItOutEnabled: true,
   validatorUrl: null,
 });
