@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -487,6 +488,34 @@ def test_compose_asks_for_every_secret_and_publishes_only_the_service() -> None:
     assert "ports" not in database
     settings = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert set(api["environment"]) <= set(settings)
+
+
+def example(language: str, part: str) -> str:
+    """The one block of code in the guide that has this `part`."""
+    guide = (ROOT / "docs/deploy.md").read_text()
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
+    (block,) = (block for block in blocks if part in block)
+    return block
+
+
+def test_fly_leads_to_the_port_of_the_image_and_stops_it_as_docker_does() -> None:
+    config = tomllib.loads(example("toml", "fly.toml"))
+    assert str(config["http_service"]["internal_port"]) == image_environment()["PORT"]
+    assert config["kill_signal"] == "SIGTERM"
+
+
+def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path) -> None:
+    link_repository(tmp_path)
+    (tmp_path / "index.py").write_text(example("python", "index.py"))
+    code = (
+        "import index\n"
+        "visit = index.app.test_client().get\n"
+        "print(visit('/health').status_code, visit('/api/alice/tasks').status_code)"
+    )
+    environment = {"VERCEL": "1", "DATABASE_URL": database_url, "JWT_SECRET": "s" * 32}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "200 401\n"
 
 
 def test_it_obeys_the_platform(deployed: Deployed) -> None:
