@@ -213,7 +213,7 @@ def test_what_is_sent_is_what_the_schema_says(
     [
         ({}, "Anyone who can reach this server may call it for any user"),
         ({"JWT_SECRET": "s" * 32}, "signed with this server's JWT_SECRET"),
-        ({"JWT_JWKS_URL": "https://a.example/jwks?key=s"}, "a token from https://a.example/jwks:"),
+        ({"JWT_JWKS_URL": "https://a.example/jwks?key=s"}, "a token from https://a.example:"),
         (
             {"JWT_JWKS_URL": "https://a.example/jwks", "JWT_ISSUER": "https://<a>.example"},
             "a token from https://&lt;a&gt;.example:",

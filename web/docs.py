@@ -1,6 +1,7 @@
 """The docs page."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import flask_swagger_ui
 from flask import Blueprint, Response, redirect, render_template
@@ -29,8 +30,8 @@ def create_docs(settings: Settings) -> Blueprint:
 
     @docs.get("/docs")
     def page() -> Response:
-        key_set = settings.jwt_jwks_url.partition("?")[0]
-        issuer = key_set and (settings.jwt_issuer or key_set)
+        key_set = urlsplit(settings.jwt_jwks_url)
+        issuer = key_set.netloc and (settings.jwt_issuer or f"{key_set.scheme}://{key_set.netloc}")
         html = render_template("docs.html", issuer=issuer, has_secret=bool(settings.jwt_secret))
         return Response(html, headers={"Content-Security-Policy": DOCS_POLICY})
 

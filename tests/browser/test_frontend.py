@@ -177,6 +177,7 @@ NO_TASK = "/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"
         (403, "GET", "/../../bob/tasks", {}),
         (404, "GET", NO_TASK, {}),
         (404, "PATCH", "/1/complete", {}),
+        (404, "PATCH", "/of/no/operation", {}),
         (405, "DELETE", "", {}),
         (413, "POST", "", {"headers": JSON, "body": '"' + "x" * 128 * 1024}),
         (415, "POST", "", {"body": "title=x"}),
