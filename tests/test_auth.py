@@ -574,9 +574,8 @@ def test_a_browser_of_a_listed_origin_gets_through(mode: tuple[Server, Callable[
     asked["Access-Control-Request-Headers"] = "authorization,content-type"
     preflight = call(server, None, method="OPTIONS", headers=asked | {"Origin": LISTED})
     assert preflight.status_code == 200
-    assert preflight.headers["Access-Control-Allow-Headers"] == (
-        "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID"
-    )
+    allowed = preflight.headers["Access-Control-Allow-Headers"].lower().split(", ")
+    assert {"authorization", "content-type"} <= set(allowed)
     for token, status in ((sign(claims()), 200), ("x", 401)):
         response = call(server, token, headers={"Origin": LISTED})
         assert response.status_code == status
