@@ -1,6 +1,6 @@
 // Every operation of the task API, one after another. Each request is printed with its status.
 import { randomUUID } from "node:crypto";
-import { allTasks, connect, dataOf, type TaskQuery } from "./client.js";
+import { allTasks, connect, dataOf, type Task, type TaskQuery } from "./client.js";
 
 const user_id = process.env.TASK_API_USER ?? "alice";
 const client = connect(
@@ -19,7 +19,13 @@ console.log("The database:", dataOf(await client.GET("/ready")).status);
 // Create. With an Idempotency-Key, a retry returns the same task.
 const creation = {
   params: { path: { user_id }, header: { "Idempotency-Key": randomUUID() } },
-  body: { title: "Buy milk", description: "Two bottles" },
+  body: {
+    title: "Buy milk",
+    description: "Two bottles",
+    priority: "high",
+    due_date: "2026-01-31",
+    tags: ["home", "shop"],
+  },
 };
 const task = dataOf(await client.POST("/api/{user_id}/tasks", creation));
 const replay = await client.POST("/api/{user_id}/tasks", creation);
@@ -28,20 +34,52 @@ console.log("The same task:", dataOf(replay).id === task.id);
 const other = dataOf(
   await client.POST("/api/{user_id}/tasks", {
     params: { path: { user_id } },
-    body: { title: "Buy more milk" },
+    body: { title: "Buy more milk", due_date: "2026-01-31T09:30", tags: "home, later" },
   }),
 );
+console.log("Stored:", other.priority, other.due_date, other.tags);
 
 // List, with one task per page.
 const query: TaskQuery = {
   status: "pending",
   search: "MILK",
+  tags: ["home", "work"],
   sort: "title",
   order: "desc",
   limit: 1,
 };
 for await (const { title, description } of allTasks(client, user_id, query)) {
   console.log("To do:", title, description?.toUpperCase() ?? "(no description)");
+}
+
+// List what is due in a month. All values of `tag` must match, and any of `priority` or `tags`.
+const due = await client.GET("/api/{user_id}/tasks", {
+  params: {
+    path: { user_id },
+    query: {
+      completed: "false",
+      priority: ["high", "urgent"],
+      tag: ["home", "shop"],
+      due_date_from: "2026-01-01",
+      due_date_to: "2026-01-31",
+      offset: 0,
+    },
+  },
+});
+console.log("Due:", titles(dataOf(due)));
+
+// The same list in the words of other clients: aliases of parameters, and tags with commas.
+for (const search of [
+  "status=active&sort_by=due_date&sort_order=asc",
+  "search=more",
+  "tags=shop,later",
+  "priority=high",
+]) {
+  const found = await client.GET("/api/{user_id}/tasks", {
+    params: { path: { user_id } },
+    querySerializer: () => search,
+  });
+  console.log(`${search}:`, titles(dataOf(found)));
 }
 
 // Read, then read again only if the task has changed: a 304 has neither data nor an error.
@@ -63,13 +101,13 @@ console.log("Too late:", late.error?.detail);
 const patched = await client.PATCH("/api/{user_id}/tasks/{task_id}", {
   params: { path },
   headers: { "Content-Type": "application/merge-patch+json" },
-  body: { description: null },
+  body: { description: null, due_date: null },
 });
 console.log("No description:", dataOf(patched).description === null);
 
 // Complete: an empty body toggles; `completed` sets, which is safe to retry.
 const flipped = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params: { path } });
-console.log("Completed:", dataOf(flipped).completed);
+console.log("Completed:", dataOf(flipped).completed, dataOf(flipped).completed_at !== null);
 const set = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", {
   params: { path },
   body: { completed: true },
@@ -90,3 +128,7 @@ for (const task_id of [task.id, other.id]) {
 }
 const gone = await client.DELETE("/api/{user_id}/tasks/{task_id}", { params: { path } });
 console.log("Gone:", gone.error?.detail);
+
+function titles(tasks: Task[]): string {
+  return tasks.map(({ title }) => title).join(", ");
+}

@@ -95,17 +95,24 @@ def test_the_example_drives_every_operation(npm: Tools, copy: Path, owner: User)
     }
     assert seen.keys() == {operation["operationId"] for operation in documented.values()}
     taken = documented["GET", "/api/{user_id}/tasks"]["parameters"]
-    assert asked == {each["name"] for each in taken if each.get("in") == "query"}
+    names = {each["name"] for each in taken if each.get("in") == "query"}
+    assert asked == names | {"sort_by", "sort_order"}
     for line in (
         "Created before: true",
         "The same task: true",
+        "Stored: medium 2026-01-31T09:30:00 [ 'home', 'later' ]",
         "To do: Buy more milk (no description)\nGET ",
         "To do: Buy milk TWO BOTTLES",
+        "Due: Buy milk\n",
+        "sort_order=asc: Buy more milk, Buy milk, Feed the cat\n",
+        "search=more: Buy more milk\n",
+        "tags=shop,later: Buy milk, Buy more milk\n",
+        "priority=high: Buy milk\n",
         "Unchanged: true",
         "Now: Buy oat milk",
         "Too late: The task has changed",
         "No description: true",
-        "Completed: true",
+        "Completed: true true",
         "Still completed: true",
         "Refused: title: Shorter than minimum length 1. [ 'Shorter than minimum length 1.' ]",
         "Gone: There is no such task.",
