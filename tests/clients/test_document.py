@@ -16,6 +16,52 @@ GENERATORS = {
     "orval": ("orval", "--input", "openapi.json", "--output", "client.ts", "--client", "fetch"),
 }
 
+# A task with all the fields that a client can set, some in the other forms that they may have.
+TASK = """
+  title: "Buy milk",
+  description: null,
+  completed: false,
+  priority: 1,
+  due_date: "2026-01-31T09:30",
+  tags: ["home", { name: "shop" }],
+"""
+QUERY = """
+  status: "pending",
+  priority: ["high", "urgent"],
+  tag: ["home"],
+  due_date_to: "2026-01-31",
+  sort: "due_date",
+  limit: 10,
+"""
+# Creates such a task, sends the answer back as it is, and lists with every kind of parameter.
+USES = {
+    "openapi-typescript": """
+import type { components, operations } from "./client";
+export const created: components["schemas"]["TaskCreate"] = { TASK };
+export const answer = (task: components["schemas"]["Task"]) => {
+  const echo: components["schemas"]["TaskUpdate"] = task;
+  return [echo, task.tags.length, task.due_date, task.completed_at];
+};
+export const query: operations["listTasks"]["parameters"]["query"] = { QUERY };
+""",
+    "hey-api": """
+import { createTask, listTasks, updateTask } from "./client";
+export async function use(user_id: string) {
+  const { data } = await createTask({ path: { user_id }, body: { TASK }, throwOnError: true });
+  await updateTask({ path: { user_id, task_id: data.id }, body: data, throwOnError: true });
+  return listTasks({ path: { user_id }, query: { QUERY } });
+}
+""",
+    "orval": """
+import { createTask, listTasks, updateTask } from "./client";
+export async function use(user_id: string) {
+  const { status, data } = await createTask(user_id, { TASK });
+  if (status === 201) await updateTask(user_id, data.id, data);
+  return listTasks(user_id, { QUERY });
+}
+""",
+}
+
 
 def test_spectral_has_nothing_to_say(tools: Tools, document: Path) -> None:
     rules = ("--ruleset", HERE / "spectral.yaml", "--fail-severity", "hint")
@@ -53,5 +99,7 @@ def test_a_client_is_generated_without_a_warning_and_compiles_under_strict(
     sources = [file.read_text() for file in tmp_path.rglob("*.ts")]
     for operation in ("listTasks", "createTask", "completeTask", "getReadiness"):
         assert any(operation in source for source in sources)
+    use = USES[generator].replace("TASK", TASK).replace("QUERY", QUERY)
+    (tmp_path / "use.ts").write_text(use)
     compiled = tools.run(tmp_path, "tsc", "--project", ".")
     assert (compiled.returncode, compiled.stdout) == (0, "")
