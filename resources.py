@@ -284,7 +284,8 @@ class PageQuerySchema(QuerySchema):
     offset = fields.DecimalInteger(
         0,
         models.MAX_OFFSET,
-        metadata={"description": "The number of tasks to skip, without `cursor`.", "default": 0},
+        # No default: a client that always sends defaults could not send `cursor`.
+        metadata={"description": "The number of tasks to skip, without `cursor`."},
     )
     cursor = CursorField(
         metadata={
@@ -325,7 +326,7 @@ class TaskQuerySchema(PageQuerySchema):
     completed = fields.Choice(
         {"true": True, "false": False},
         ("true", "false"),
-        metadata={"description": "The same as `status`, which has priority unless it is `all`."},
+        metadata={"description": "Like `status`, which overrides it unless it is `all`."},
     )
     priority = fields.Words(
         20,

@@ -167,6 +167,28 @@ def test_what_a_path_names_is_written_once(open: Server, visit: Callable[..., Vi
 
 
 @pytest.mark.slow
+def test_a_list_can_be_filtered_and_continued(open: Server, visit: Callable[..., Visit]) -> None:
+    with User(open, f"{uuid4()}") as user:
+        user.create("Buy bread", tags=["home"])
+        expected = [user.create(title, tags=["Home", "shop"]) for title in ("Buy milk", "Buy tea")]
+        visit = visit(open)
+        form = visit.unfold("listTasks")
+        form.get_by_placeholder("user_id").fill(user.name)
+        tags = form.locator("tr[data-param-name=tag]")
+        for tag in ("home", "shop"):
+            tags.get_by_role("button", name="Add string item").click()
+            tags.locator("input").last.fill(tag)
+        form.locator("tr[data-param-name=limit] input").fill("1")
+        assert visit.execute("listTasks") == (200, expected[:1])
+        link = form.locator(".response .microlight", has_text="link:")
+        visit.unfold("listTasks")
+        cursor = re.search(r"cursor=([\w-]+)", link.inner_text())
+        assert cursor
+        form.locator("tr[data-param-name=cursor] input").fill(cursor[1])
+        assert visit.execute("listTasks") == (200, expected[1:])
+
+
+@pytest.mark.slow
 def test_a_token_opens_the_api_for_its_user_and_is_kept(
     guarded: Server, visit: Callable[..., Visit]
 ) -> None:
