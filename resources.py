@@ -538,33 +538,6 @@ class TaskById(MethodView):
         return jsonify(message="Task deleted successfully")
 
 
-@tasks.route("/<task_id:task_id>/complete", parameters=[TASK_ID])
-class TaskCompletion(MethodView):
-    @tasks.operation("completeTask", "If-Match")
-    @tasks.arguments(TaskCompletionSchema(), required=False)
-    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
-    def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
-        """Toggle or set completion
-
-        Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
-        be retried safely.
-        """
-        changed = models.update_task(user_id, task_id, body, toggles=not body, expected=if_match())
-        return task_response(changed)
-
-
-@tasks.route("/<task_id:task_id>/restore", parameters=[TASK_ID])
-class TaskRestoration(MethodView):
-    @tasks.operation("restoreTask")
-    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
-    def post(self, user_id: str, task_id: str) -> Response:
-        """Restore a deleted task
-
-        All fields are as they were. A task that is not deleted stays unchanged. A body is ignored.
-        """
-        return task_response(models.restore_task(user_id, task_id))
-
-
 @tasks.route("/deleted")
 class DeletedTasks(MethodView):
     @tasks.operation("listDeletedTasks", "If-None-Match")
@@ -579,6 +552,18 @@ class DeletedTasks(MethodView):
         return page_response(models.list_deleted_tasks(user_id, **query), TRASH_QUERY)
 
 
+@tasks.route("/<task_id:task_id>/restore", parameters=[TASK_ID])
+class TaskRestoration(MethodView):
+    @tasks.operation("restoreTask")
+    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
+    def post(self, user_id: str, task_id: str) -> Response:
+        """Restore a deleted task
+
+        All fields are as they were. A task that is not deleted stays unchanged. A body is ignored.
+        """
+        return task_response(models.restore_task(user_id, task_id))
+
+
 @tasks.route("/completed/clear")
 class CompletedTasks(MethodView):
     @tasks.operation("clearCompletedTasks")
@@ -590,6 +575,21 @@ class CompletedTasks(MethodView):
         """
         number = models.delete_completed_tasks(user_id)
         return jsonify(message="Completed tasks deleted successfully", deleted=number)
+
+
+@tasks.route("/<task_id:task_id>/complete", parameters=[TASK_ID])
+class TaskCompletion(MethodView):
+    @tasks.operation("completeTask", "If-Match")
+    @tasks.arguments(TaskCompletionSchema(), required=False)
+    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
+    def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
+        """Toggle or set completion
+
+        Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
+        be retried safely.
+        """
+        changed = models.update_task(user_id, task_id, body, toggles=not body, expected=if_match())
+        return task_response(changed)
 
 
 def task_response(task: StoredTask) -> Response:

@@ -121,6 +121,17 @@ const invalid = await client.POST("/api/{user_id}/tasks", {
 });
 console.log("Refused:", invalid.error?.detail, invalid.error?.errors?.title);
 
+// Delete all completed tasks, find one of them in the trash, and restore it.
+const completed = { params: { path: { user_id } } };
+const cleared = dataOf(await client.DELETE("/api/{user_id}/tasks/completed/clear", completed));
+console.log("Cleared:", cleared.deleted);
+const trash = await client.GET("/api/{user_id}/tasks/deleted", {
+  params: { path: { user_id }, query: { limit: 1 } },
+});
+console.log("In the trash:", dataOf(trash)[0]?.id === task.id, dataOf(trash)[0]?.deleted_at !== "");
+const restored = await client.POST("/api/{user_id}/tasks/{task_id}/restore", { params: { path } });
+console.log("Restored:", dataOf(restored).title);
+
 // Delete both tasks.
 for (const task_id of [task.id, other.id]) {
   const deletion = { params: { path: { user_id, task_id } } };

@@ -90,6 +90,9 @@ def test_the_example_drives_every_operation(npm: Tools, copy: Path, owner: User)
         "patchTask": {200},
         "completeTask": {200},
         "deleteTask": {200, 404},
+        "listDeletedTasks": {200},
+        "restoreTask": {200},
+        "clearCompletedTasks": {200},
         "getHealth": {200},
         "getReadiness": {200},
     }
@@ -115,6 +118,9 @@ def test_the_example_drives_every_operation(npm: Tools, copy: Path, owner: User)
         "Completed: true true",
         "Still completed: true",
         "Refused: title: Shorter than minimum length 1. [ 'Shorter than minimum length 1.' ]",
+        "Cleared: 1\n",
+        "In the trash: true true\n",
+        "Restored: Buy oat milk\n",
         "Gone: There is no such task.",
     ):
         assert line in output
