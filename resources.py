@@ -273,26 +273,30 @@ class StatusSchema(ma.Schema):
     status = ma.fields.String(required=True, metadata={"example": "ok"})
 
 
-class PageQuerySchema(QuerySchema):
+# The position in any list.
+LIMIT = fields.DecimalInteger(
+    1,
+    models.MAX_LIMIT,
+    metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
+)
+OFFSET = fields.DecimalInteger(
+    0,
+    models.MAX_OFFSET,
+    # No default: a client that always sends defaults could not send `cursor`.
+    metadata={"description": "The number of tasks to skip, without `cursor`."},
+)
+CURSOR = CursorField(
+    metadata={
+        "description": "The position to continue from, taken from the header `Link`.",
+        "minLength": 1,
+    }
+)
+
+
+class TrashQuerySchema(QuerySchema):
     """The part of a list of deleted tasks."""
 
-    limit = fields.DecimalInteger(
-        1,
-        models.MAX_LIMIT,
-        metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
-    )
-    offset = fields.DecimalInteger(
-        0,
-        models.MAX_OFFSET,
-        # No default: a client that always sends defaults could not send `cursor`.
-        metadata={"description": "The number of tasks to skip, without `cursor`."},
-    )
-    cursor = CursorField(
-        metadata={
-            "description": "The position to continue from, taken from the header `Link`.",
-            "minLength": 1,
-        }
-    )
+    limit, offset, cursor = LIMIT, OFFSET, CURSOR
     never_empty = ("cursor",)
 
     @ma.post_load
@@ -311,7 +315,7 @@ def check_position(query: dict[str, Any], sort: str, order: str) -> None:
         raise ma.ValidationError("Must not be sent together with cursor.", "offset")
 
 
-class TaskQuerySchema(PageQuerySchema):
+class TaskQuerySchema(QuerySchema):
     """The filters and the order of a list."""
 
     status = fields.Choice(
@@ -379,6 +383,8 @@ class TaskQuerySchema(PageQuerySchema):
             " in both orders.",
         },
     )
+    limit, offset, cursor = LIMIT, OFFSET, CURSOR
+    never_empty = ("cursor",)
     aliases: ClassVar = {
         "due_date_from": ("due_from",),
         "due_date_to": ("due_to",),
@@ -401,7 +407,7 @@ class TaskQuerySchema(PageQuerySchema):
         return query | {"sort": sort, "order": order}
 
 
-LIST_QUERY, TRASH_QUERY = TaskQuerySchema(), PageQuerySchema()
+LIST_QUERY, TRASH_QUERY = TaskQuerySchema(), TrashQuerySchema()
 PATH_PARAMETERS = [
     {
         "in": "path",

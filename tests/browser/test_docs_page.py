@@ -243,7 +243,7 @@ def test_a_form_sends_only_what_is_written_into_it(
 ) -> None:
     visit = visit(open)
     form = visit.unfold("listTasks")
-    expect(form).to_contain_text("Default: asc.")
+    expect(form).to_contain_text("Default: created.")
     form.get_by_role("button", name="Execute").click()
     expect(form.locator(".request-url pre")).to_have_text(f"{open.url}/api/alice/tasks")
 
