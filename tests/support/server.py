@@ -161,15 +161,28 @@ class User(requests.Session):
         assert response.status_code == 200, response.text
         return response.json()
 
+    def trash(self, **query: Any) -> list[dict[str, Any]]:
+        response = self.get("/tasks/deleted", params=query)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def to_trash(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
+        """Create a task and delete it. Returns the task as it was before."""
+        task = self.create(title, **fields)
+        assert self.delete(f"/tasks/{task['id']}").status_code == 200
+        return task
+
     def task(self, task_id: str) -> dict[str, Any]:
         response = self.get(f"/tasks/{task_id}")
         assert response.status_code == 200, response.text
         return response.json()
 
 
-def pages(user: User, query: str = "", **more: Any) -> list[list[dict[str, Any]]]:
+def pages(
+    user: User, query: str = "", *, path: str = "/tasks", **more: Any
+) -> list[list[dict[str, Any]]]:
     """Every page of a list, by following its links."""
-    response = user.get("/tasks", params=f"{query}&{urlencode(more, doseq=True)}")
+    response = user.get(path, params=f"{query}&{urlencode(more, doseq=True)}")
     found = []
     while True:
         assert response.status_code == 200, response.text
