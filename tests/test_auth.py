@@ -164,7 +164,9 @@ def test_a_good_token_opens_the_users_own_tasks(mode: tuple[Server, Callable[...
     assert created.json() in call(server, token).json()
 
 
-@pytest.mark.parametrize("path", ["", "/", "/nonsense", "/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"])
+@pytest.mark.parametrize(
+    "path", ["", "/", "/nonsense", "/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d", "/deleted"]
+)
 def test_a_token_of_somebody_else_is_a_403_before_any_404(
     mode: tuple[Server, Callable[..., str]], path: str
 ) -> None:
@@ -181,7 +183,13 @@ def test_a_write_without_a_good_token_changes_nothing(
     server, sign = mode
     user = f"user-{uuid4()}"
     good, other = sign(claims(sub=user)), sign(claims(sub="bob"))
-    task = call(server, good, user, method="POST", json={"title": "x"}).json()
+    task, gone = (
+        call(server, good, user, method="POST", json={"title": "x", "completed": True}).json()
+        for _ in "12"
+    )
+    requests.delete(
+        f"{server.url}/api/{user}/tasks/{gone['id']}", headers={"Authorization": f"Bearer {good}"}
+    )
     for token, status in ((None, 401), (good[:-5], 401), (other, 403)):
         for method, path, body in (
             ("POST", user, {"title": "y"}),
@@ -189,6 +197,8 @@ def test_a_write_without_a_good_token_changes_nothing(
             ("PATCH", f"{user}/tasks/{task['id']}", {"title": "y"}),
             ("PATCH", f"{user}/tasks/{task['id']}/complete", None),
             ("DELETE", f"{user}/tasks/{task['id']}", None),
+            ("DELETE", f"{user}/tasks/completed/clear", None),
+            ("POST", f"{user}/tasks/{gone['id']}/restore", None),
         ):
             url = f"{server.url}/api/{path if '/' in path else path + '/tasks'}"
             headers = {"Authorization": f"Bearer {token}"} if token else {}

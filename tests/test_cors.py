@@ -55,6 +55,10 @@ def test_a_preflight_of_a_listed_origin_passes(user: User, method: str) -> None:
         ("GET", "/tasks/1", 404),
         ("GET", "/tasks?limit=x", 422),
         ("DELETE", "/tasks", 405),
+        ("GET", "/tasks/deleted", 200),
+        ("DELETE", "/tasks/completed/clear", 200),
+        ("POST", "/tasks/1/restore", 404),
+        ("POST", "/tasks/deleted", 405),
         ("GET", "/nope", 404),
     ],
 )
@@ -86,6 +90,8 @@ def test_another_origin_gets_nothing(user: User, origin: str) -> None:
     "path",
     [
         *("/api/a/tasks", "/api/a/tasks/1", "/api/a/tasks/1/complete", "/api/a/nope", "/api/"),
+        *("/api/a/tasks/1/restore", "/api/a/tasks/deleted", "/api/a/tasks/completed/clear"),
+        *("/api/a/tasks/completed", "/api/a/tasks/deleted/complete"),
         *("/api//tasks", "/api/%FF/tasks", "/api/a%00/tasks", f"/api/{'a' * 256}/tasks"),
     ],
 )

@@ -32,6 +32,7 @@ def test_nobody_learns_what_exists(user: User, other: User) -> None:
             ("PATCH", "", {}),
             ("PATCH", "/complete", None),
             ("DELETE", "", None),
+            ("POST", "/restore", None),
         ]
     ]
     problems = [answer.json() | {"request_id": None} for answer in answers]
