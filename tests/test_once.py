@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from support.server import User, change_by_hand
+from support.server import FIELDS, User, change_by_hand
 
 WRITES = [
     ("PUT", "", {"title": "mine"}),
@@ -65,16 +65,70 @@ def test_a_replay_after_a_change_gets_the_task_as_it_is(user: User) -> None:
     assert (replay.status_code, replay.json()) == (200, changed)
 
 
+def test_a_late_repeat_gets_a_deleted_task_where_it_is(user: User) -> None:
+    content = {"json": {"title": "x", "completed": True}, "headers": {"Idempotency-Key": "1"}}
+    task = user.post("/tasks", **content).json()
+    user.delete(f"/tasks/{task['id']}")
+    before = user.get("/tasks/deleted")
+    for late in (user.post("/tasks", **content), user.post("/tasks", **content)):
+        assert (late.status_code, late.headers["Idempotent-Replayed"]) == (200, "true")
+        assert list(late.json()) == [*FIELDS, "deleted_at"]
+        assert [late.json()] == before.json()
+        assert "Location" not in late.headers
+    after = user.get("/tasks/deleted")
+    assert (after.json(), after.headers["ETag"]) == (before.json(), before.headers["ETag"])
+    assert user.tasks() == []
+
+
+def test_a_late_repeat_with_other_content_is_refused(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    task = user.post("/tasks", json={"title": "x"}, headers=headers).json()
+    user.delete(f"/tasks/{task['id']}")
+    before = user.trash()
+    for _ in "in the trash", "restored":
+        for body in (
+            {"title": "y"},
+            {"title": "x", "completed": True},
+            {"title": "x", "tags": "a"},
+        ):
+            response = user.post("/tasks", json=body, headers=headers)
+            assert response.status_code == 422
+            assert "Idempotency-Key" in response.json()["detail"]
+        assert user.trash() == before
+        user.post(f"/tasks/{task['id']}/restore")
+        before = []
+    assert user.tasks() == [task]
+
+
+def test_a_late_repeat_gets_what_a_task_was_when_it_was_deleted(user: User) -> None:
+    headers = {"Idempotency-Key": "1"}
+    task = user.post("/tasks", json={"title": "x"}, headers=headers).json()
+    changed = user.patch(f"/tasks/{task['id']}", json={"title": "y"}).json()
+    user.delete(f"/tasks/{task['id']}")
+    late = user.post("/tasks", json={"title": "x"}, headers=headers)
+    assert (late.status_code, late.json()) == (200, user.trash()[0])
+    assert late.json() == changed | {"deleted_at": late.json()["deleted_at"]}
+
+
+def test_a_late_repeat_after_a_restore_gets_eleven_fields(user: User) -> None:
+    content = {"json": {"title": "x"}, "headers": {"Idempotency-Key": "1"}}
+    task = user.post("/tasks", **content).json()
+    user.delete(f"/tasks/{task['id']}")
+    restored = user.post(f"/tasks/{task['id']}/restore")
+    late = user.post("/tasks", **content)
+    assert (late.status_code, list(late.json()), late.json()) == (200, FIELDS, task)
+    assert late.headers["ETag"] == restored.headers["ETag"]
+    assert user.tasks() == [task]
+
+
 def test_a_key_lives_as_long_as_its_task(user: User, database_url: str) -> None:
     headers = {"Idempotency-Key": "1"}
     task = user.post("/tasks", json={"title": "x"}, headers=headers).json()
     user.delete(f"/tasks/{task['id']}")
-    late = user.post("/tasks", json={"title": "x"}, headers=headers)
-    assert (late.status_code, late.headers["Idempotent-Replayed"]) == (200, "true")
-    assert late.json() == task | {"deleted_at": late.json()["deleted_at"]}
-    assert user.tasks() == []
     change_by_hand(database_url, f"DELETE FROM task WHERE user_id = '{user.name}'")
-    assert user.post("/tasks", json={"title": "other"}, headers=headers).status_code == 201
+    again = user.post("/tasks", json={"title": "other"}, headers=headers)
+    assert (again.status_code, again.json()["title"]) == (201, "other")
+    assert (user.tasks(), user.trash()) == ([again.json()], [])
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä".encode(), "a\tb"])
