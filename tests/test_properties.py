@@ -131,11 +131,17 @@ class Tasks(RuleBasedStateMachine):
     def begin(self) -> None:
         self.user = User(self.server, f"model-{uuid4()}")
         self.model: dict[str, dict[str, Any]] = {}
+        # The tasks in the trash, the last deleted first.
+        self.trash: list[dict[str, Any]] = []
 
     def teardown(self) -> None:
         if hasattr(self, "user"):
-            assert self.user.tasks() == list(self.model.values())
+            assert self.user.tasks() == self.tasks()
+            self.deleted()
             self.user.close()
+
+    def tasks(self) -> list[dict[str, Any]]:
+        return sorted(self.model.values(), key=lambda task: task["created_at"])
 
     def check(self, task_id: str, response: Any, **changes: Any) -> None:
         if task_id not in self.model:
@@ -187,7 +193,33 @@ class Tasks(RuleBasedStateMachine):
     @rule(task_id=ids)
     def delete(self, task_id: str) -> None:
         response = self.user.delete(f"/tasks/{task_id}")
-        assert response.status_code == (200 if self.model.pop(task_id, None) else 404)
+        assert response.status_code == (200 if task_id in self.model else 404)
+        if task_id in self.model:
+            self.trash.insert(0, self.model.pop(task_id))
+
+    @rule(task_id=ids)
+    def restore(self, task_id: str) -> None:
+        response = self.user.post(f"/tasks/{task_id}/restore")
+        for task in self.trash:
+            if task["id"] == task_id:
+                self.model[task_id] = task
+        self.trash = [task for task in self.trash if task["id"] != task_id]
+        assert (response.status_code, response.json()) == (200, self.model[task_id])
+
+    @rule()
+    def clear(self) -> None:
+        response = self.user.delete("/tasks/completed/clear")
+        completed = [task for task in self.model.values() if task["completed"]]
+        assert (response.status_code, response.json()["deleted"]) == (200, len(completed))
+        completed.sort(key=lambda task: task["id"], reverse=True)
+        self.trash[:0] = [self.model.pop(task["id"]) for task in completed]
+
+    @rule()
+    def deleted(self) -> None:
+        found = self.user.trash()
+        times = [task.pop("deleted_at") for task in found]
+        assert found == self.trash
+        assert times == sorted(times, reverse=True)
 
     @rule(
         status=st.sampled_from(["all", "pending", "completed"]),
@@ -196,7 +228,7 @@ class Tasks(RuleBasedStateMachine):
     )
     def listing(self, status: str, sort: str, order: str) -> None:
         wanted = {"all": {True, False}, "pending": {False}, "completed": {True}}[status]
-        tasks = [task for task in self.model.values() if task["completed"] in wanted]
+        tasks = [task for task in self.tasks() if task["completed"] in wanted]
         key = {"created": "created_at", "updated": "updated_at", "title": "title"}[sort]
         tasks.sort(
             key=lambda task: (task[key].lower()[:100] if sort == "title" else task[key], task["id"])
