@@ -168,6 +168,7 @@ PRIVATE_HOSTS = [
         ("JWT_ISSUER", "http://issuer.example"),
         ("JWT_ISSUER", "https://issuer.example"),
         ("JWT_AUDIENCE", "api"),
+        *(("TRASH_DAYS", days) for days in ("-1", "36501", "long", "1.5", "30d")),
         ("JWT_LEEWAY", "-1"),
         ("JWT_LEEWAY", "601"),
         ("JWT_LEEWAY", "long"),
@@ -211,6 +212,7 @@ def test_what_is_pasted_along_with_a_value_is_taken_off(
         "DATABASE_URL": (NEON, "database_url", NEON),
         "CORS_ORIGINS": ("https://a.example", "cors_origins", ("https://a.example",)),
         "THREADS": ("7", "threads", 7),
+        "TRASH_DAYS": ("7", "trash_days", 7),
         "JWT_SECRET": (SECRET, "jwt_secret", SECRET),
         "JWT_ISSUER": ("https://a.example", "jwt_issuer", "https://a.example"),
         "JWT_AUDIENCE": ("api", "jwt_audience", ("api",)),
@@ -298,12 +300,17 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
 def test_the_limits_of_a_number_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOW_ANYONE", "true")
     limits = {"PORT": (1, 65535), "WEB_CONCURRENCY": (1, 64), "THREADS": (5, 256)}
+    days = (0, 36_500)
     for end in (0, 1):
-        for name, values in (limits | {"JWT_LEEWAY": (0, 600)}).items():
+        for name, values in (limits | {"JWT_LEEWAY": (0, 600), "TRASH_DAYS": days}).items():
             monkeypatch.setenv(name, str(values[end]))
         read = settings.read_settings()
         assert (read.port, read.workers, read.threads) == tuple(v[end] for v in limits.values())
-        assert read.jwt_leeway == (0, 600)[end]
+        assert (read.jwt_leeway, read.trash_days) == ((0, 600)[end], days[end])
+
+
+def test_the_trash_is_kept_for_30_days() -> None:
+    assert settings.read_settings().trash_days == 30
 
 
 def test_a_quote_that_is_not_closed_starts_no_open_server(tmp_path: Path) -> None:
@@ -471,8 +478,9 @@ def test_the_example_names_every_setting_with_its_default(
     lines = (ROOT / ".env.example").read_text().splitlines()
     assigned = [line.removeprefix("# ") for line in lines if re.match("# [A-Z_]+=", line)]
     assert [line.partition("=")[0] for line in assigned] == [
-        *("DATABASE_URL", "CORS_ORIGINS", "LOG_LEVEL", "PORT", "WEB_CONCURRENCY", "THREADS"),
-        *("ALLOW_ANYONE", "JWT_SECRET", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY"),
+        *("DATABASE_URL", "TRASH_DAYS", "CORS_ORIGINS", "LOG_LEVEL", "PORT", "WEB_CONCURRENCY"),
+        *("THREADS", "ALLOW_ANYONE", "JWT_SECRET", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE"),
+        "JWT_LEEWAY",
     ]
     (tmp_path / ".env").write_text("\n".join(assigned))
     assert settings.read_settings() == defaults
