@@ -10,10 +10,15 @@ from flask.cli import FlaskGroup
 from app import create_app
 
 
-def run_command(folder: Path, *arguments: str, **environment: str) -> Result:
-    """Run a command in `folder` with this environment. A `.env` is read by the application only."""
+def run_command(
+    folder: Path, *arguments: str, input: str | None = None, **environment: str
+) -> Result:
+    """Run a command in `folder` with this environment, in which `input` is typed.
+
+    A `.env` is read by the application only.
+    """
     group = FlaskGroup(name="flask", create_app=create_app, load_dotenv=False)
     cleared = dict.fromkeys([*os.environ, "FLASK_RUN_FROM_CLI"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return CliRunner().invoke(group, arguments, env={**cleared, **environment})
+        return CliRunner().invoke(group, arguments, input, env={**cleared, **environment})

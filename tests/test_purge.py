@@ -1,0 +1,309 @@
+"""The end of a trash: purges at the start of a server and by hand, and `forget`."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from support.commands import run_command
+from support.network import eventually
+from support.server import Server, User, change_by_hand, fill, insert_by_hand, new_database
+
+from testbed.cluster import PASSWORD
+
+LIMIT = 1000  # The most tasks that one statement removes.
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of its own, with the tables."""
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    if request.param == "postgres":
+        url = new_database(request.getfixturevalue("postgres"))
+    assert run_command(tmp_path, "migrate", DATABASE_URL=url).exit_code == 0
+    return url
+
+
+on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+
+
+def days_ago(days: float) -> str:
+    moment = datetime.now(UTC) - timedelta(days)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def to_trash(database_url: str, title: str, days: float, user: str = "ann") -> str:
+    """Insert a task that was deleted so long ago, and return its id."""
+    return insert_by_hand(database_url, user, title, deleted_at=days_ago(days))
+
+
+def titles(database_url: str) -> list[str]:
+    """The titles of all tasks, also of those in the trash."""
+    return sorted(title for (title,) in change_by_hand(database_url, "SELECT title FROM task"))
+
+
+def purged(server: Server) -> int:
+    """How many tasks the processes of a server say that they have purged."""
+    said = (re.fullmatch(r"purged (\d+) tasks from the trash", m["message"]) for m in server.log())
+    return sum(int(match[1]) for match in said if match)
+
+
+def fill_trash(database_url: str, number: int) -> None:
+    to_trash(database_url, "old", 31)
+    fill(database_url, "ann", number - 1)
+    to_trash(database_url, "young", 29, "bob")
+    insert_by_hand(database_url, "bob", "kept")
+
+
+@contextmanager
+def counted_batches(database_url: str) -> Iterator[list[int]]:
+    """How many rows each statement has removed that removed any; filled in at the end."""
+    change_by_hand(
+        database_url,
+        """
+        CREATE TABLE batch (number integer);
+        CREATE FUNCTION count_batch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO batch SELECT count(*) FROM gone HAVING count(*) > 0; RETURN NULL;
+        END $$;
+        CREATE TRIGGER counted AFTER DELETE ON task REFERENCING OLD TABLE AS gone
+            FOR EACH STATEMENT EXECUTE FUNCTION count_batch();
+        """,
+    )
+    batches: list[int] = []
+    yield batches
+    batches += [number for (number,) in change_by_hand(database_url, "SELECT number FROM batch")]
+
+
+@pytest.mark.parametrize(
+    "days, kept",
+    [
+        ({}, ["29", "30 less a minute", "live"]),
+        ({"TRASH_DAYS": "30"}, ["29", "30 less a minute", "live"]),
+        ({"TRASH_DAYS": "1"}, ["live"]),
+        ({"TRASH_DAYS": "31"}, ["29", "30 and a minute", "30 less a minute", "live"]),
+    ],
+    ids=str,
+)
+def test_a_server_purges_at_its_start_what_is_old(
+    tmp_path: Path, database_url: str, days: dict[str, str], kept: list[str]
+) -> None:
+    minute = 1 / 24 / 60
+    insert_by_hand(database_url, "ann", "live")
+    for title, age in {
+        "29": 29,
+        "30 less a minute": 30 - minute,
+        "30 and a minute": 30 + minute,
+        "400": 400,
+    }.items():
+        to_trash(database_url, title, age, f"user {title}")
+    with Server(tmp_path, DATABASE_URL=database_url, **days) as server:
+        eventually(lambda: titles(database_url) == kept, 10)
+        eventually(lambda: purged(server) == 5 - len(kept), 10)
+    assert titles(database_url) == kept
+
+
+def test_a_trash_of_0_days_is_kept_for_ever(tmp_path: Path, database_url: str) -> None:
+    task_id = to_trash(database_url, "old", 40_000)
+    options = {"DATABASE_URL": database_url, "TRASH_DAYS": "0"}
+    with Server(tmp_path, **options) as server, User(server, "ann") as ann:
+        time.sleep(1)
+        assert [task["id"] for task in ann.trash()] == [task_id]
+        assert ann.post(f"/tasks/{task_id}/restore").status_code == 200
+    command = run_command(tmp_path, "purge", **options)
+    assert (command.exit_code, command.stdout) == (1, "")
+    assert command.stderr == "Error: TRASH_DAYS is 0, which keeps deleted tasks forever\n"
+    assert titles(database_url) == ["old"]
+
+
+def test_what_is_purged_is_a_404(tmp_path: Path, database_url: str) -> None:
+    task_id = to_trash(database_url, "old", 31)
+    with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "ann") as ann:
+        eventually(lambda: ann.trash() == [], 10)
+        for method, suffix in (("GET", ""), ("DELETE", ""), ("POST", "/restore")):
+            assert ann.request(method, f"/tasks/{task_id}{suffix}").status_code == 404
+
+
+def test_a_full_trash_is_purged_while_requests_are_answered(
+    tmp_path: Path, database_url: str
+) -> None:
+    fill_trash(database_url, 2 * LIMIT + 1)
+    with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "bob") as bob:
+        bob.create("new")
+        eventually(lambda: titles(database_url) == ["kept", "new", "young"], 15)
+        eventually(lambda: purged(server) == 2 * LIMIT + 1, 10)
+
+
+@on_postgres
+def test_two_servers_purge_the_same_trash_in_bounded_batches(
+    tmp_path: Path, database_url: str
+) -> None:
+    fill_trash(database_url, number := 3 * LIMIT + 500)
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with counted_batches(database_url) as batches:
+        servers = [Server(folder, DATABASE_URL=database_url) for folder in folders]
+        with servers[0].wait(), servers[1].wait():
+            took = eventually(lambda: titles(database_url) == ["kept", "young"], 20)
+            time.sleep(0.5)
+        logs = [line for server in servers for line in server.log()]
+    print(f"\ntwo servers, {number} tasks: {sorted(batches)}, purged after {took:.2f} s")
+    assert sum(batches) == number
+    assert max(batches) <= LIMIT
+    assert not {"error", "critical"} & {line["level"] for line in logs}
+    assert not any("database unavailable" in line["message"] for line in logs)
+
+
+def test_purge_by_hand_says_how_many(tmp_path: Path, database_url: str) -> None:
+    fill_trash(database_url, LIMIT + 2)
+    for removed in (LIMIT + 2, 0):
+        command = run_command(tmp_path, "purge", DATABASE_URL=database_url)
+        assert (command.exit_code, command.stderr) == (0, "")
+        assert command.stdout == f"removed {removed} tasks\n"
+    assert titles(database_url) == ["kept", "young"]
+    run_command(tmp_path, "purge", DATABASE_URL=database_url, TRASH_DAYS="28")
+    assert titles(database_url) == ["kept"]
+
+
+@on_postgres
+def test_a_task_that_is_restored_before_a_purge_gets_to_it_survives(
+    tmp_path: Path, database_url: str
+) -> None:
+    """The purge has found the row, and waits behind the restore for its lock."""
+    task_id = to_trash(database_url, "restored", 31)
+    to_trash(database_url, "purged", 31)
+    # A server that does not purge by itself.
+    options = {"DATABASE_URL": database_url, "TRASH_DAYS": "0"}
+    answers: list[Any] = []
+
+    def waiting() -> int:
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        ours = f"{sql} AND datname = current_database()"
+        return int(change_by_hand(database_url, ours)[0][0])
+
+    with (
+        Server(tmp_path, **options) as server,
+        User(server, "ann") as ann,
+        closing(psycopg2.connect(database_url)) as lock,
+    ):
+        ann.tasks()
+        lock.cursor().execute("SELECT 1 FROM task WHERE id = %s FOR UPDATE", (task_id,))
+        restore = threading.Thread(
+            target=lambda: answers.append(ann.post(f"/tasks/{task_id}/restore"))
+        )
+
+        def release() -> None:
+            eventually(lambda: waiting() == 2, 10)
+            lock.rollback()
+
+        restore.start()
+        eventually(lambda: waiting() == 1, 10)
+        releasing = threading.Thread(target=release)
+        releasing.start()
+        command = run_command(tmp_path, "purge", DATABASE_URL=database_url)
+        releasing.join(10)
+        restore.join(10)
+        assert [answer.status_code for answer in answers] == [200]
+        assert command.stdout == "removed 1 tasks\n"
+        assert ann.tasks() == [answers[0].json()]
+        assert ann.trash() == []
+
+
+@on_postgres
+def test_a_task_that_is_purged_before_its_restore_is_a_404(
+    tmp_path: Path, database_url: str
+) -> None:
+    task_id = to_trash(database_url, "old", 31)
+    options = {"DATABASE_URL": database_url, "TRASH_DAYS": "0"}
+    with (
+        Server(tmp_path, **options) as server,
+        User(server, "ann") as ann,
+        closing(psycopg2.connect(database_url)) as purge,
+    ):
+        purge.cursor().execute("DELETE FROM task WHERE id = %s", (task_id,))
+        timer = threading.Timer(0.5, purge.commit)
+        timer.start()
+        assert ann.post(f"/tasks/{task_id}/restore").status_code == 404
+        timer.join()
+
+
+def test_forget_asks_and_removes_all_tasks_of_one_user(tmp_path: Path, database_url: str) -> None:
+    def forget(*arguments: str, answer: str = "") -> tuple[int, str, str]:
+        result = run_command(
+            tmp_path, "forget", *arguments, input=answer, DATABASE_URL=database_url
+        )
+        return result.exit_code, result.stdout, result.stderr
+
+    for user in ("ann", "Ann", "ann ", "bob"):
+        insert_by_hand(database_url, user, f"{user}: live")
+        to_trash(database_url, f"{user}: trash", 1, user)
+    everything = titles(database_url)
+    question = "Remove all tasks of 'ann' for good? [y/N]: "
+    for answer in ("n\n", "\n", ""):
+        code, said, failure = forget("ann", answer=answer)
+        assert (code, said.startswith(question)) == (1, True)
+        assert failure.strip() == "Aborted!"
+        assert titles(database_url) == everything
+    assert forget("ann", answer="y\n") == (0, f"{question}y\nremoved 2 tasks\n", "")
+    others = [title for title in everything if not title.startswith("ann:")]
+    assert titles(database_url) == others
+    assert forget("ann", "--yes") == (0, "removed 0 tasks\n", "")
+    assert forget("bob", "--yes") == (0, "removed 2 tasks\n", "")
+    assert titles(database_url) == [title for title in others if not title.startswith("bob:")]
+
+
+def test_forget_removes_many_tasks(tmp_path: Path, database_url: str) -> None:
+    insert_by_hand(database_url, "ann", "x")
+    fill(database_url, "ann", 2 * LIMIT)
+    insert_by_hand(database_url, "bob", "kept")
+    result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
+    assert result.stdout == f"removed {2 * LIMIT + 1} tasks\n"
+    assert titles(database_url) == ["kept"]
+
+
+def test_a_user_who_is_forgotten_begins_anew(tmp_path: Path, database_url: str) -> None:
+    content = {"json": {"title": "x"}, "headers": {"Idempotency-Key": "1"}}
+    with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "用 户") as user:
+        user.post("/tasks", **content)
+        user.to_trash()
+        command = run_command(tmp_path, "forget", "用 户", "--yes", DATABASE_URL=database_url)
+        assert command.stdout == "removed 2 tasks\n"
+        assert (user.tasks(), user.trash()) == ([], [])
+        assert user.post("/tasks", **content).status_code == 201
+
+
+@pytest.mark.parametrize("user", ["", "a/b", "a\n", "a\0b", "\x7f", "\x9b", "x" * 256, "\udcff"])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_user_who_cannot_exist_is_not_forgotten(
+    tmp_path: Path, database_url: str, user: str
+) -> None:
+    insert_by_hand(database_url, "ann", "kept")
+    result = run_command(tmp_path, "forget", user, "--yes", DATABASE_URL=database_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    expected = "USER: expected 1 to 255 characters, without / and control characters"
+    assert result.stderr == f"Error: {expected}\n"
+    assert titles(database_url) == ["kept"]
+
+
+@pytest.mark.parametrize("arguments", [["purge"], ["forget", "ann", "--yes"]], ids=" ".join)
+def test_a_command_says_in_one_line_that_the_database_is_away(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    url = f"postgresql://ann:{PASSWORD}@127.0.0.1:9/db"
+    result = run_command(tmp_path, *arguments, DATABASE_URL=url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: database unavailable: ")
+    assert "refused" in line and PASSWORD not in line
+
+
+@pytest.mark.parametrize("arguments", [["purge"], ["forget", "ann", "--yes"]], ids=" ".join)
+def test_a_command_makes_the_tables_that_it_needs(tmp_path: Path, arguments: list[str]) -> None:
+    result = run_command(tmp_path, *arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "removed 0 tasks\n", "")
