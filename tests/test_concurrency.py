@@ -15,9 +15,10 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
-from support.server import Server, User, new_database
+from support.server import FIELDS, Server, User, new_database
 
 CLIENTS = 16
+KINDS = ["list", "get", "put", "patch", "flip", "delete", "restore"]
 
 
 def at_once(user: User, call: Callable[[User, int], Any], clients: int = CLIENTS) -> list[Any]:
@@ -113,6 +114,79 @@ def test_many_deletes_delete_once(user: User) -> None:
     assert codes(answers) == {200: 1, 404: CLIENTS - 1}
 
 
+def test_many_restores_restore_once(user: User) -> None:
+    task = user.to_trash(completed=True)
+    path = f"/tasks/{task['id']}/restore"
+    answers = at_once(user, lambda client, _: client.post(path))
+    assert codes(answers) == {200: CLIENTS}
+    assert all(answer.json() == task for answer in answers)
+    assert len({answer.headers["ETag"] for answer in answers}) == 1
+    assert (user.tasks(), user.trash()) == ([task], [])
+
+
+def test_deletes_beside_restores_leave_a_task_in_one_place(user: User) -> None:
+    """Each delete that succeeds but the last, or each one, is undone by one restore."""
+    created = user.post("/tasks", json={"title": "x", "completed": True})
+    path = f"/tasks/{created.json()['id']}"
+
+    def write(client: User, number: int) -> list[requests.Response]:
+        if number % 2:
+            return [client.delete(path) for _ in range(20)]
+        return [client.post(f"{path}/restore") for _ in range(20)]
+
+    answers = at_once(user, write)
+    restores = list(itertools.chain(*answers[::2]))
+    deletes = codes(itertools.chain(*answers[1::2]))
+    tags = {answer.headers["ETag"] for answer in restores} - {created.headers["ETag"]}
+    trash = user.trash()
+    print(f"\ndeletes {dict(deletes)}, restores {len(tags)}, in the trash {len(trash)}")
+    assert set(deletes) <= {200, 404}
+    assert all((a.status_code, a.json()) == (200, created.json()) for a in restores)
+    assert deletes[200] - len(tags) == len(trash) > -1
+    assert deletes[200] > 1
+    found = [{name: task[name] for name in FIELDS} for task in trash]
+    assert user.tasks() + found == [created.json()]
+
+
+def test_clears_beside_flips_clear_each_task_or_leave_it(user: User) -> None:
+    ids = [user.create(f"{number}", completed=number % 2 == 0)["id"] for number in range(60)]
+
+    def write(client: User, number: int) -> tuple[int, Counter[str]]:
+        chance, deleted, flips = random.Random(number), 0, Counter[str]()
+        for turn in range(20):
+            if number % 4 == 0:
+                answer = client.delete("/tasks/completed/clear")
+                assert answer.status_code == 200
+                deleted += answer.json()["deleted"]
+                time.sleep(0.01)
+            elif turn < 10:
+                task_id = chance.choice(ids)
+                answer = client.patch(f"/tasks/{task_id}/complete")
+                assert answer.status_code in {200, 404}
+                flips[task_id] += answer.status_code == 200
+        return deleted, flips
+
+    answers = at_once(user, write)
+    cleared = sum(deleted for deleted, _ in answers)
+    flips = sum((flips for _, flips in answers), Counter[str]())
+    tasks, trash = user.tasks(), user.trash()
+    print(f"\ncleared {cleared}, in the trash {len(trash)}, left {len(tasks)}, of 60")
+    assert cleared == len(trash) > 0
+    assert sorted(task["id"] for task in tasks + trash) == sorted(ids)
+    for task in tasks + trash:
+        assert task["completed"] is ((int(task["title"]) + flips[task["id"]]) % 2 == 0)
+        assert (task["completed_at"] is None) is not task["completed"]
+    assert all(task["completed"] for task in trash)
+
+
+def test_clears_at_once_count_each_task_once(user: User) -> None:
+    ids = {user.create(completed=True)["id"] for _ in range(100)}
+    answers = at_once(user, lambda client, _: client.delete("/tasks/completed/clear"))
+    assert codes(answers) == {200: CLIENTS}
+    assert sum(answer.json()["deleted"] for answer in answers) == 100
+    assert {task["id"] for task in user.trash()} == ids
+
+
 def test_a_counter_kept_with_if_match_loses_no_update(user: User) -> None:
     path = f"/tasks/{user.create('0')['id']}"
 
@@ -161,10 +235,11 @@ def test_a_crowd_loses_nothing(user: User) -> None:
     def live(_: User, number: int) -> Counter[int]:
         chance, seen = random.Random(number), Counter[int]()
         tasks: dict[str, dict[str, Any]] = {}
+        gone: dict[str, dict[str, Any]] = {}
         with User(user.server, f"{user.name}-{number}") as client:
             while time.monotonic() < end:
                 task_id = chance.choice([*tasks, ""])
-                kind = chance.choice(["list", "get", "put", "patch", "flip", "delete"])
+                kind = chance.choice(KINDS)
                 if not task_id:
                     answer = client.post("/tasks", json={"title": f"{chance.random()}"})
                 elif kind == "list":
@@ -177,7 +252,11 @@ def test_a_crowd_loses_nothing(user: User) -> None:
                     assert answer.json()["completed"] is not tasks[task_id]["completed"]
                 elif kind == "delete":
                     answer = client.delete(f"/tasks/{task_id}")
-                    del tasks[task_id]
+                    gone[task_id] = tasks.pop(task_id)
+                elif kind == "restore":
+                    task_id = chance.choice([*gone, task_id])
+                    answer = client.post(f"/tasks/{task_id}/restore")
+                    assert answer.json() == (gone.pop(task_id, None) or tasks[task_id])
                 else:
                     body = {"description": f"{chance.random()}"}
                     answer = client.request(kind, f"/tasks/{task_id}", json=body)
@@ -185,6 +264,11 @@ def test_a_crowd_loses_nothing(user: User) -> None:
                 if ("title" in answer.text and kind != "list") or not task_id:
                     tasks[answer.json()["id"]] = answer.json()
             assert {task["id"]: task for task in client.tasks()} == tasks
+            trash = {task["id"]: task for task in client.trash()}
+            assert {
+                name: task | {"deleted_at": trash[name]["deleted_at"]}
+                for name, task in gone.items()
+            } == trash
         return seen
 
     seen = sum(at_once(user, live, 100), Counter[int]())
