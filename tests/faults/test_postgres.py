@@ -13,16 +13,11 @@ from uuid import uuid4
 import psycopg2
 import pytest
 import requests
-from support.network import Load, Network, eventually
+from support.network import KILL, Load, Network, eventually
 from support.server import HASTY, MIGRATIONS, Server, User
 
 from database.postgres import SCHEMA_LOCK
 from testbed.cluster import PASSWORD, Cluster
-
-KILL = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
 
 
 @pytest.fixture

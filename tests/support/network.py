@@ -13,6 +13,12 @@ import requests
 
 from support.server import Server, User
 
+# Ends every connection to PostgreSQL but the one that asks.
+KILL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
 
 def eventually(condition: Callable[[], Any], seconds: float) -> float:
     """How long it took until `condition` held. Fails after `seconds`."""
