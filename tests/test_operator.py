@@ -410,3 +410,29 @@ def test_a_database_of_before_finds_the_dotted_and_the_dotless_i(
         ann.create("x", description="İ")
         assert len(ann.tasks(search="i")) == 5
     assert "applied the migration 0002_dotted_i" in server.log_file.read_text()
+
+
+@each_database
+def test_the_trash_comes_to_a_table_without_touching_its_rows(
+    tmp_path: Path, database_url: str
+) -> None:
+    before, new = tmp_path / "before", tmp_path / "new"
+    before.mkdir()
+    new.mkdir()
+    make_schema_of([name for name in MIGRATIONS if name < "0004"], before, database_url)
+    for title in "abc":
+        insert_by_hand(database_url, "ann", title)
+    is_postgres = database_url.startswith("postgresql:")
+    place = "ctid::text, xmin::text, pg_relation_filenode('task')" if is_postgres else "''"
+    rows = f"SELECT {place}, id, title, revision, updated_at FROM task ORDER BY title"
+    untouched = change_by_hand(database_url, rows)
+    with Server(new, DATABASE_URL=database_url) as server, User(server, "ann") as ann:
+        a, b, _ = sorted(ann.tasks(), key=lambda task: task["title"])
+        assert change_by_hand(database_url, rows) == untouched
+        ann.delete(f"/tasks/{b['id']}")
+        # What version 1.0 still writes during a deploy.
+        insert_by_hand(database_url, "ann", "d")
+        change_by_hand(database_url, f"DELETE FROM task WHERE id = '{a['id']}'")
+        assert {task["title"] for task in ann.tasks()} == {"c", "d"}
+        assert ann.post(f"/tasks/{b['id']}/restore").json() == b
+    assert "applied the migration 0004_trash" in server.log_file.read_text()
