@@ -595,20 +595,25 @@ def restore_task(user_id: str, task_id: str) -> StoredTask:
     raise NotFound(NO_SUCH_TASK)
 
 
+def is_doomed(of_user: bool, task: Any = Task) -> Any:
+    """Whether a task is the user's or, of any user, was deleted before a time."""
+    if of_user:
+        return task.user_id == Parameter("user_id")
+    return task.deleted_at < Parameter("before")
+
+
+@statement
+def select_doomed(of_user: bool) -> Node:
+    return Task.select(SQL("1")).where(is_doomed(of_user)).limit(SQL("1"))
+
+
 @statement
 def remove(of_user: bool) -> Node:
-    """Remove a batch of the tasks that a user has or, of all users, that were deleted `before`."""
-
-    def is_doomed(task: Any) -> Any:
-        if of_user:
-            return task.user_id == Parameter("user_id")
-        return task.deleted_at < Parameter("before")
-
     found = Task.alias("found")
-    batch = found.select(found.user_id, found.id).where(is_doomed(found))
+    batch = found.select(found.user_id, found.id).where(is_doomed(of_user, found))
     batch = batch.limit(SQL(f"{REMOVED_AT_ONCE}"))
     # The condition is repeated for a task that is restored after its row was found.
-    return Task.delete().where(is_doomed(Task), Tuple(Task.user_id, Task.id).in_(batch))
+    return Task.delete().where(is_doomed(of_user), Tuple(Task.user_id, Task.id).in_(batch))
 
 
 def forget(user_id: str) -> int:
@@ -622,10 +627,13 @@ def purge(days: int) -> int:
 
 
 def remove_all(of_user: bool, **values: Any) -> int:
-    """Remove tasks in batches, with pauses in which other statements run."""
+    """Remove tasks in batches, with pauses in which other statements run.
+
+    A batch that removes none is not the last one: another server may have removed the same tasks.
+    """
     total = 0
-    while number := send(remove, of_user, read=count, **values):
-        total += number
+    while send(select_doomed, of_user, **values):
+        total += send(remove, of_user, read=count, **values)
         sleep(PAUSE_S)
     return total
 

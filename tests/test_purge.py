@@ -80,6 +80,12 @@ def counted_batches(database_url: str) -> Iterator[list[int]]:
     batches += [number for (number,) in change_by_hand(database_url, "SELECT number FROM batch")]
 
 
+def waiting(database_url: str) -> int:
+    """How many statements wait for a lock."""
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    return int(change_by_hand(database_url, f"{sql} AND datname = current_database()")[0][0])
+
+
 @pytest.mark.parametrize(
     "days, kept",
     [
@@ -182,11 +188,6 @@ def test_a_task_that_is_restored_before_a_purge_gets_to_it_survives(
     options = {"DATABASE_URL": database_url, "TRASH_DAYS": "0"}
     answers: list[Any] = []
 
-    def waiting() -> int:
-        sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        ours = f"{sql} AND datname = current_database()"
-        return int(change_by_hand(database_url, ours)[0][0])
-
     with (
         Server(tmp_path, **options) as server,
         User(server, "ann") as ann,
@@ -199,11 +200,11 @@ def test_a_task_that_is_restored_before_a_purge_gets_to_it_survives(
         )
 
         def release() -> None:
-            eventually(lambda: waiting() == 2, 10)
+            eventually(lambda: waiting(database_url) == 2, 10)
             lock.rollback()
 
         restore.start()
-        eventually(lambda: waiting() == 1, 10)
+        eventually(lambda: waiting(database_url) == 1, 10)
         releasing = threading.Thread(target=release)
         releasing.start()
         command = run_command(tmp_path, "purge", DATABASE_URL=database_url)
@@ -265,6 +266,29 @@ def test_forget_removes_many_tasks(tmp_path: Path, database_url: str) -> None:
     result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
     assert result.stdout == f"removed {2 * LIMIT + 1} tasks\n"
     assert titles(database_url) == ["kept"]
+
+
+@on_postgres
+def test_forget_removes_what_is_left_when_a_purge_took_its_first_batch(
+    tmp_path: Path, database_url: str
+) -> None:
+    to_trash(database_url, "old", 31)
+    fill(database_url, "ann", 2 * LIMIT)
+    with closing(psycopg2.connect(database_url)) as purge:
+        cursor = purge.cursor()
+        batch = f"SELECT id FROM task WHERE user_id = 'ann' LIMIT {LIMIT}"
+        cursor.execute(f"DELETE FROM task WHERE id IN ({batch})")
+
+        def commit() -> None:
+            eventually(lambda: waiting(database_url) == 1, 10)
+            purge.commit()
+
+        committing = threading.Thread(target=commit)
+        committing.start()
+        result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
+        committing.join(10)
+    assert result.stdout == f"removed {LIMIT + 1} tasks\n"
+    assert titles(database_url) == []
 
 
 def test_a_user_who_is_forgotten_begins_anew(tmp_path: Path, database_url: str) -> None:
