@@ -17,7 +17,7 @@ from testbed.cluster import FAST, Cluster
 ON_ONE_DATABASE = {"test_auth.py"}
 # What a partitioned table must do, too.
 ON_PARTITIONS = {"create", "read", "list", "update", "delete", "complete", "once", "fields"}
-ON_PARTITIONS |= {"list_words", "list_model"}
+ON_PARTITIONS |= {"list_words", "list_model", "trash"}
 MEMORY = Path("/dev/shm")
 
 
