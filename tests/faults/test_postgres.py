@@ -51,7 +51,7 @@ def watched_health(server: Server, going: Callable[[], bool]) -> float:
 def test_a_connection_that_was_cut_while_idle_is_not_used(
     server: Server, cluster: Cluster, network: Network
 ) -> None:
-    """Else a DELETE would be sent twice, and its 404 be taken for work that was done."""
+    """A DELETE of a task that does not exist stays a 404, however often it is sent."""
     with User(server, "ann") as user, ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: user.get("/tasks"), range(64)))
         for _ in range(5):
