@@ -219,6 +219,14 @@ def test_a_page_ends_at_8_megabytes(long_list: User, sort: str, order: str, limi
         assert len(page) == limit or size > 8_000_000
 
 
+def test_a_few_very_long_tasks_fill_a_page(user: User, database_url: str) -> None:
+    user.create("x", description="\x01" * 5000)
+    fill(database_url, user.name, 300)
+    sizes = [len(page) for page in pages(user)]
+    assert len(sizes) == 2
+    assert sum(sizes) == 301
+
+
 @pytest.mark.parametrize(
     "number, limit, sizes",
     [
