@@ -131,7 +131,7 @@ def test_without_any_key_there_is_a_503_in_time(
     with ThreadPoolExecutor(16) as pool:
         assert max(pool.map(find, range(16))) < 1.0
     if how != "gone":
-        assert issuer.requests == 1
+        assert eventually(lambda: issuer.requests == 1)
 
 
 def test_a_fetch_names_the_application_to_the_issuer(issuer: Issuer) -> None:
