@@ -441,7 +441,15 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
 
 def test_the_image_has_only_what_serves() -> None:
     sent = {entry.name for entry in ROOT.iterdir() if is_sent_to_docker(entry.name)}
-    files = {"app.py", "cli.py", "models.py", "resources.py", "settings.py", "gunicorn.conf.py"}
+    files = {
+        "app.py",
+        "cli.py",
+        "models.py",
+        "resources.py",
+        "schemas.py",
+        "settings.py",
+        "gunicorn.conf.py",
+    }
     assert sent == {"auth", "database", "server", "web", "requirements.txt"} | files
     assert not any(map(is_sent_to_docker, (".env", "tasks.db", ".git", "__pycache__")))
 

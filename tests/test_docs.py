@@ -11,7 +11,7 @@ import pytest
 import requests
 from support.server import Server, User
 
-from resources import TaskSchema
+from schemas import TaskSchema
 
 pytestmark = pytest.mark.one_database
 OPERATIONS = {

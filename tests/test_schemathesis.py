@@ -21,7 +21,7 @@ from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
 from support.server import ROOT, Server, new_database
 
-from resources import NOT_A_CURSOR
+from schemas import NOT_A_CURSOR
 
 SECRET = "a secret of more than 32 bytes, for tests"
 # What no schema can say: it depends on what was there before, or on another parameter.

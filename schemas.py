@@ -1,0 +1,375 @@
+"""The schemas of requests and responses."""
+
+import re
+from base64 import urlsafe_b64decode
+from datetime import datetime
+from typing import Any, ClassVar
+
+import marshmallow as ma
+import orjson
+from marshmallow.types import ErrorMessages
+
+import models
+from models import Cursor
+from web import BodySchema, QuerySchema, fields
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+# The rules of `check_storable` and of a title as regular expressions for clients. NOT_BLANK names
+# the characters that are white space in Python but not in ECMAScript.
+STORABLE = r"^[^\x00]*$"
+NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
+TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
+NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
+TAGS_WITH_COMMAS = r"^(?!\s*\[)[^,\x00-\x1f\x7f-\x9f]{0,50}(,[^,\x00-\x1f\x7f-\x9f]{0,50}){0,19}$"
+PRIORITY_MESSAGES: ErrorMessages = {"invalid": "Must be a string or a whole number."}
+TAGS_MESSAGES: ErrorMessages = {
+    "invalid": "Must be an array of strings, or tags with commas between them."
+}
+NOT_A_CURSOR = "Not a cursor of this list: use the URL in the Link header."
+STATUSES = {
+    "all": None,
+    **dict.fromkeys(("pending", "incomplete", "active", "open", "todo"), False),
+    **dict.fromkeys(("completed", "complete", "done"), True),
+}
+SORTS = {
+    "created": ("created_at", "created_date", "createdAt", "date"),
+    "updated": ("updated_at", "updatedAt"),
+    "title": ("alpha",),
+    "due_date": ("due", "dueDate"),
+    "priority": (),
+}
+# Each word for a sort, with the order that it names.
+SORT_WORDS = {
+    f"{word}{suffix}": (sort, suffix[1:])
+    for sort, words in SORTS.items()
+    for word in (sort, *words)
+    for suffix in ("", "_asc", "_desc")
+} | {"newest_first": ("created", "desc"), "oldest_first": ("created", "asc")}
+
+
+class Priority(ma.fields.Field[str | None]):
+    """A word, or None if it is blank. A whole number becomes its digits."""
+
+    default_error_messages = PRIORITY_MESSAGES
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
+        if type(value) not in {str, int}:
+            raise self.make_error("invalid", input=value)
+        return fields.to_word(str(value), 20) or None
+
+
+class Tags(ma.fields.Field[str]):
+    """Tags as a JSON array, without blank ones and without repetitions in another case."""
+
+    default_error_messages = TAGS_MESSAGES
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        items = self._split(value.strip()) if isinstance(value, str) else value
+        if not isinstance(items, list):
+            raise self.make_error("invalid", input=value)
+        tags: dict[str, str] = {}
+        for item in items:
+            tag = item.get("name") if isinstance(item, dict) else item
+            if not isinstance(tag, str):
+                raise self.make_error("invalid", input=value)
+            if tag := fields.to_word(tag, 50):
+                tags.setdefault(models.fold(tag), tag)
+        if len(tags) > 20:
+            raise ma.ValidationError("Must be at most 20 tags.")
+        return orjson.dumps([*tags.values()]).decode()
+
+    def _split(self, text: str) -> Any:
+        """The items of a JSON array or, if it isn't one, of a text with commas between them."""
+        if not text.startswith("["):
+            return text.split(",")
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise self.make_error("invalid", input=text) from error
+
+
+class CursorField(ma.fields.String):
+    """A cursor, as `next_page_url` writes it."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        try:
+            sort, order, task_id, key = urlsafe_b64decode(f"{value}==").decode().split(" ", 3)
+            cursor = Cursor(sort, order, key, task_id)
+            if cursor.sort not in models.SORT_TIMES:
+                fields.check_storable(cursor.key)
+            elif TIMESTAMP.fullmatch(cursor.key):
+                datetime.fromisoformat(cursor.key)
+            else:
+                raise ValueError("not a timestamp")
+            if not UUID.fullmatch(cursor.id):
+                raise ValueError("not a task id")
+        except ValueError as error:
+            raise ma.ValidationError(NOT_A_CURSOR) from error
+        return cursor
+
+
+class TaskUpdateSchema(BodySchema):
+    """The fields to change; the others keep their values."""
+
+    title = fields.StrippedText(
+        validate=fields.length(500, least=1),
+        metadata={
+            "description": "Leading and trailing white space is removed.",
+            "pattern": NOT_BLANK,
+            "example": "Buy milk",
+        },
+    )
+    description = fields.Text(
+        allow_none=True,
+        validate=fields.length(5000),
+        metadata={
+            "description": "null if the task has no description.",
+            "pattern": STORABLE,
+            "example": "Two bottles",
+        },
+    )
+    completed = fields.StrictBoolean(metadata={"example": False})
+    priority: ma.fields.Field[Any] = Priority(
+        allow_none=True,
+        metadata={
+            "description": "A word of your choice; `medium` if it is null or blank. A number is"
+            " stored as its digits. Lists sort `none`, `low`, `medium`, `high`, `urgent` and `p4`"
+            " to `p1` by their meaning.",
+            "anyOf": [
+                {"type": "string", "maxLength": 20, "pattern": fields.WORD},
+                {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
+                {"type": "null"},
+            ],
+            "example": "high",
+        },
+    )
+    due_date: ma.fields.Field[Any] = fields.DateOrTime(
+        allow_none=True,
+        metadata={
+            "description": "A date, a time without a zone, or a time in a zone, which is converted"
+            " to UTC. null if the task has no due date.",
+            "anyOf": [
+                {"type": "string", "format": "date"},
+                {"type": "string", "format": "date-time"},
+                {"type": "string", "pattern": fields.LOCAL_TIME},
+                {"type": "null"},
+            ],
+            "example": "2026-01-31",
+        },
+    )
+    tags: ma.fields.Field[Any] = Tags(
+        allow_none=True,
+        metadata={
+            "description": "At most 20 tags. Blank ones are left out, and those that differ only in"
+            " case from one before. A string has commas between the tags, or is a JSON array.",
+            "anyOf": [
+                {"type": "array", "maxItems": 20, "items": {"anyOf": [TAG, NAMED_TAG]}},
+                {"type": "string", "pattern": TAGS_WITH_COMMAS},
+                {"type": "null"},
+            ],
+            "example": ["home", "work"],
+        },
+    )
+
+
+class TaskCreateSchema(TaskUpdateSchema):
+    """A new task."""
+
+    required_fields = ("title",)
+
+
+class TaskSchema(TaskUpdateSchema):
+    """A task, always with all of its fields."""
+
+    id = ma.fields.UUID(metadata={"example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"})
+    user_id = ma.fields.String(metadata={"example": "alice"})
+    created_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
+    updated_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
+    priority = ma.fields.String(metadata={"example": "high"})
+    due_date = ma.fields.String(
+        allow_none=True,
+        metadata={
+            "description": "`2026-01-31`, `2026-01-31T09:30:00` or `2026-01-31T09:30:00Z`, as it"
+            " was sent. null if the task has no due date.",
+            "example": "2026-01-31",
+        },
+    )
+    tags = ma.fields.List(ma.fields.String(), metadata={"example": ["home", "work"]})
+    completed_at = ma.fields.AwareDateTime(
+        allow_none=True,
+        metadata={"description": "null if the task is not completed.", "example": None},
+    )
+    required_fields = models.PUBLIC_FIELDS
+
+    class Meta:
+        fields = models.PUBLIC_FIELDS
+
+
+class DeletedTaskSchema(TaskSchema):
+    """A task in the trash."""
+
+    deleted_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
+    required_fields = models.DELETED_FIELDS
+
+    class Meta:
+        fields = models.DELETED_FIELDS
+
+
+class TaskCompletionSchema(BodySchema):
+    """An empty body toggles; `completed` sets."""
+
+    optional = True
+    completed = fields.StrictBoolean(metadata={"example": True})
+
+
+class MessageSchema(ma.Schema):
+    """What the server did."""
+
+    message = ma.fields.String(required=True, metadata={"example": "Task deleted successfully"})
+
+
+class ClearedSchema(MessageSchema):
+    """How many tasks the server deleted."""
+
+    deleted = ma.fields.Integer(required=True, metadata={"minimum": 0, "example": 3})
+
+
+class StatusSchema(ma.Schema):
+    """The server works."""
+
+    status = ma.fields.String(required=True, metadata={"example": "ok"})
+
+
+# The position in any list.
+LIMIT = fields.DecimalInteger(
+    1,
+    models.MAX_LIMIT,
+    metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
+)
+OFFSET = fields.DecimalInteger(
+    0,
+    models.MAX_OFFSET,
+    # No default: a client that always sends defaults could not send `cursor`.
+    metadata={"description": "The number of tasks to skip, without `cursor`."},
+)
+CURSOR = CursorField(
+    metadata={
+        "description": "The position to continue from, taken from the header `Link`.",
+        "minLength": 1,
+    }
+)
+
+
+class TrashQuerySchema(QuerySchema):
+    """The part of a list of deleted tasks."""
+
+    limit, offset, cursor = LIMIT, OFFSET, CURSOR
+    never_empty = ("cursor",)
+
+    @ma.post_load
+    def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """The arguments of `list_deleted_tasks`."""
+        check_position(query, "deleted", "desc")
+        return query
+
+
+def check_position(query: dict[str, Any], sort: str, order: str) -> None:
+    """Raise ValidationError unless a list in this order can begin where `query` says."""
+    cursor = query.get("cursor")
+    if cursor and (cursor.sort, cursor.order) != (sort, order):
+        raise ma.ValidationError(NOT_A_CURSOR, "cursor")
+    if cursor and "offset" in query:
+        raise ma.ValidationError("Must not be sent together with cursor.", "offset")
+
+
+class TaskQuerySchema(QuerySchema):
+    """The filters and the order of a list."""
+
+    status = fields.Choice(
+        STATUSES,
+        ("all", "pending", "completed"),
+        metadata={
+            "description": "`pending` (also `incomplete`, `active`, `open`, `todo`) or `completed`"
+            " (also `complete`, `done`) selects only those tasks.",
+            "default": "all",
+        },
+    )
+    completed = fields.Choice(
+        {"true": True, "false": False},
+        ("true", "false"),
+        metadata={"description": "Like `status`, which overrides it unless it is `all`."},
+    )
+    priority = fields.Words(
+        20,
+        commas=True,
+        metadata={
+            "description": "Only tasks with one of these priorities, in any case. Several are"
+            " repeated or separated by commas; `all` selects every task."
+        },
+    )
+    tag = fields.Words(
+        20,
+        commas=False,
+        metadata={"description": "Only tasks with this tag, in any case; repeated: with all."},
+    )
+    tags = fields.Words(
+        20,
+        commas=True,
+        metadata={"description": "Only tasks with one of these tags, separated by commas."},
+    )
+    due_date_from = fields.Day(
+        metadata={"description": "Only tasks that are due on this day or later (also `due_from`)."}
+    )
+    due_date_to = fields.Day(
+        metadata={"description": "Only tasks that are due on this day or before (also `due_to`)."}
+    )
+    search = fields.Text(
+        validate=fields.length(200),
+        metadata={
+            "description": "Only tasks whose title or description contains this text (also `q`)."
+            " Case does not matter; there are no wildcards.",
+            "pattern": STORABLE,
+        },
+    )
+    sort = fields.Choice(
+        SORT_WORDS,
+        SORTS,
+        metadata={
+            "description": "The sort key (also `sort_by`): the time of creation, of the last"
+            " update, the title (lower case, first 100 characters), the due date, or the priority."
+            " With `_asc` or `_desc` behind it, it names the order, too.",
+            "default": "created",
+        },
+    )
+    order = fields.Choice(
+        {"asc": "asc", "desc": "desc"},
+        ("asc", "desc"),
+        metadata={
+            "description": "Ascending or descending (also `sort_order`). The default is `asc`; for"
+            " `priority` it is `desc`, the most urgent first. Tasks without a due date are the last"
+            " in both orders.",
+        },
+    )
+    limit, offset, cursor = LIMIT, OFFSET, CURSOR
+    never_empty = ("cursor",)
+    aliases: ClassVar = {
+        "due_date_from": ("due_from",),
+        "due_date_to": ("due_to",),
+        "search": ("q",),
+        "sort": ("sort_by",),
+        "order": ("sort_order",),
+    }
+
+    @ma.post_load
+    def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """The arguments of `list_tasks`."""
+        status = query.pop("status", None)
+        if status is not None:
+            query["completed"] = status
+        if "all" in map(models.fold, query.get("priority") or ()):
+            query["priority"] = None
+        sort, order = query.pop("sort", ("created", ""))
+        order = order or query.get("order") or ("desc" if sort == "priority" else "asc")
+        check_position(query, sort, order)
+        return query | {"sort": sort, "order": order}
