@@ -1,8 +1,10 @@
 """The database that all use, 1,100 users with 101,000 tasks, and the requests that are made."""
 
+import json
 import random
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import psycopg2
@@ -11,36 +13,107 @@ from testbed.cluster import Cluster
 
 # 1,000 users with 10 tasks, 10 with 100 and 90 with 1,000.
 SEED = """
-    INSERT INTO {table} (id, user_id, title, description, completed, created_at, updated_at{more})
-    SELECT gen_random_uuid(), prefix || u, 'Task ' || n, 'What is to be done, and why', n % 3 = 0,
-        now() - n * interval '1 minute', now() - n * interval '1 minute'{values}
+    SELECT prefix || u AS owner, n
     FROM (VALUES ('a', 1000, 10), ('b', 10, 100), ('c', 90, 1000)) AS kinds (prefix, users, tasks),
         generate_series(1, users) AS u, generate_series(1, tasks) AS n
 """
 # Tasks that are there to be deleted.
-DOOMED = """
-    DELETE FROM {table} WHERE user_id = 'd1' OR user_id LIKE 'n%';
-    INSERT INTO {table} (id, user_id, title, description, completed, created_at, updated_at{more})
-    SELECT gen_random_uuid(), 'd1', 'Task ' || n, 'What is to be done, and why', false,
-        now(), now(){values}
-    FROM generate_series(1, {count}) AS n
-"""
-# What only this service keeps besides.
-MORE = ", revision, title_lower, title_folded, description_folded"
-VALUES = """,
-    gen_random_uuid(), lower('Task ' || n), lower('Task ' || n), 'what is to be done, and why'"""
+DOOMED = "SELECT 'd1' AS owner, n FROM generate_series(1, {count}) AS n"
+# The tags of the n-th task: two, one or none.
+TAGS = "CASE n % 5 WHEN 0 THEN {} WHEN 1 THEN {} ELSE {} END"
+# The columns of the n-th task of an owner. Half of the tasks have a due date, a half another
+# priority than the default.
+PEER_TASK = {
+    "id": "gen_random_uuid()",
+    "user_id": "owner",
+    "title": "'Task ' || n",
+    "description": "'What is to be done, and why'",
+    "completed": "n % 3 = 0",
+    "created_at": "now() - n * interval '1 minute'",
+    "updated_at": "now() - n * interval '1 minute'",
+    "priority": "CASE n % 4 WHEN 0 THEN 'high' WHEN 1 THEN 'low' ELSE 'medium' END",
+    "due_date": "CASE n % 2 WHEN 0 THEN date '2026-01-01' + n % 100 END",
+    "tags": TAGS.format("ARRAY['home', 'errands']", "ARRAY['work']", "ARRAY[]::text[]"),
+    "completed_at": "CASE n % 3 WHEN 0 THEN now() - n * interval '1 minute' END",
+}
+# This service stores dates and tags as text, and texts for searching and sorting besides.
+TASK = PEER_TASK | {
+    "due_date": f"({PEER_TASK['due_date']})::text",
+    "tags": TAGS.format("""'["home","errands"]'""", """'["work"]'""", "'[]'"),
+    "revision": "gen_random_uuid()",
+    "title_lower": "'task ' || n",
+    "title_folded": "'task ' || n",
+    "description_folded": "'what is to be done, and why'",
+    "priority_folded": PEER_TASK["priority"],
+    "tags_folded": TAGS.format(r"E'\nhome\n\nerrands\n'", r"E'\nwork\n'", "''"),
+}
+TABLES = {"task": TASK, "peer_task": PEER_TASK}
 # As the peers' own tools would make it, with the index that its list needs.
 PEER_TABLE = """
     CREATE TABLE peer_task (
         id uuid PRIMARY KEY, user_id varchar(255) NOT NULL, title varchar(500) NOT NULL,
         description text, completed boolean NOT NULL,
-        created_at timestamptz NOT NULL, updated_at timestamptz NOT NULL
+        created_at timestamptz NOT NULL, updated_at timestamptz NOT NULL,
+        priority varchar(20) NOT NULL, due_date date, tags varchar(50)[] NOT NULL,
+        completed_at timestamptz
     );
     CREATE INDEX ON peer_task (user_id, created_at);
 """
-BODY = '{"title": "Buy milk", "description": "Two bottles, and bread"}'
-OPERATIONS = ("get", "list 10", "list 100", "list 1000", "create", "update", "flip", "delete")
-MIX = {"list 10": 70, "create": 10, "flip": 10, "update": 5, "delete": 5}
+BODY = json.dumps(
+    {
+        "title": "Buy milk",
+        "description": "Two bottles, and bread",
+        "priority": "high",
+        "due_date": "2026-03-01",
+        "tags": ["home", "errands"],
+    }
+)
+# What a list is filtered and sorted by.
+FILTERS = {
+    "filter by status": "status=pending",
+    "filter by priority": "priority=high",
+    "filter by tag": "tag=work",
+    "filter by due date": "due_date_from=2026-01-10&due_date_to=2026-02-09",
+    "search": "search=task%201",
+}
+SORTS = {
+    "sort by title": "sort=title",
+    "sort by due date": "sort=due_date",
+    "sort by priority": "sort=priority&order=desc",
+}
+QUERIES = FILTERS | SORTS
+
+
+class Sample(NamedTuple):
+    """Tasks with their owners, and tasks of the user d1 that may be deleted."""
+
+    tasks: list[tuple[str, str]]
+    doomed: list[str]
+
+
+def lists(prefix: str, users: int, query: str = "") -> list[str]:
+    return [f"GET /api/{prefix}{n}/tasks{query} -" for n in range(1, users + 1)]
+
+
+READS: dict[str, Callable[[Sample], list[str]]] = {
+    "get": lambda sample: [f"GET /api/{user}/tasks/{id} -" for user, id in sample.tasks],
+    "list 10": lambda _: lists("a", 1000),
+    "list 100": lambda _: lists("b", 10),
+    "list 1000": lambda _: lists("c", 90),
+    **{name: lambda _, query=query: lists("b", 10, f"?{query}") for name, query in QUERIES.items()},
+}
+WRITES: dict[str, Callable[[Sample], list[str]]] = {
+    "create": lambda _: [f"POST /api/n{n}/tasks - {BODY}" for n in range(1, 1001)],
+    "update": lambda sample: [f"PUT /api/{user}/tasks/{id} - {BODY}" for user, id in sample.tasks],
+    "flip": lambda sample: [
+        f"PATCH /api/{user}/tasks/{id}/complete -" for user, id in sample.tasks
+    ],
+    "delete": lambda sample: [f"DELETE /api/d1/tasks/{id} -" for id in sample.doomed],
+}
+OPERATIONS = READS | WRITES
+# The requests of a frontend in percent. Half of the frontends send a filter or a sort key.
+FILTERED = "list 10, filtered"
+MIX = {"list 10": 50, FILTERED: 20, "create": 10, "flip": 10, "update": 5, "delete": 5}
 
 
 class Database:
@@ -62,16 +135,22 @@ class Database:
     def version(self) -> str:
         return self.execute("SHOW server_version")[0][0]
 
+    def fill(self, table: str, numbers: str) -> None:
+        """Insert a task for each `owner` and `n` that the query `numbers` returns."""
+        row = TABLES[table]
+        values = ", ".join(row.values())
+        self.execute(f"INSERT INTO {table} ({', '.join(row)}) SELECT {values} FROM ({numbers})")
+
     def seed(self) -> None:
         """Fill both tables alike. Ours is there: the service has made it."""
         self.execute(PEER_TABLE)
-        self.execute(SEED.format(table="task", more=MORE, values=VALUES))
-        self.execute(SEED.format(table="peer_task", more="", values=""))
+        for table in TABLES:
+            self.fill(table, SEED)
 
     def restore(self, table: str, doomed: int) -> None:
         """Bring back what was deleted, and take away what was created."""
-        more, values = (MORE, VALUES) if table == "task" else ("", "")
-        self.execute(DOOMED.format(table=table, more=more, values=values, count=doomed))
+        self.execute(f"DELETE FROM {table} WHERE user_id = 'd1' OR user_id LIKE 'n%'")
+        self.fill(table, DOOMED.format(count=doomed))
         self.execute(f"VACUUM ANALYZE {table}")
         self.execute("CHECKPOINT")
 
@@ -83,19 +162,11 @@ class Database:
             )
             tasks = cursor.fetchall()
             cursor.execute(f"SELECT id FROM {table} WHERE user_id = 'd1'")
-            doomed = [id for (id,) in cursor.fetchall()]
-        operations = {
-            "get": [f"GET /api/{user}/tasks/{id} -" for user, id in tasks],
-            "list 10": [f"GET /api/a{n}/tasks -" for n in range(1, 1001)],
-            "list 100": [f"GET /api/b{n}/tasks -" for n in range(1, 11)],
-            "list 1000": [f"GET /api/c{n}/tasks -" for n in range(1, 91)],
-            "create": [f"POST /api/n{n}/tasks - {BODY}" for n in range(1, 1001)],
-            "update": [f"PUT /api/{user}/tasks/{id} - {BODY}" for user, id in tasks],
-            "flip": [f"PATCH /api/{user}/tasks/{id}/complete -" for user, id in tasks],
-            "delete": [f"DELETE /api/d1/tasks/{id} -" for id in doomed],
-        }
+            sample = Sample(tasks, [id for (id,) in cursor.fetchall()])
+        operations = {name: lines_of(sample) for name, lines_of in OPERATIONS.items()}
+        parts = operations | {FILTERED: lists("a", 1000, "?status=pending&sort=due_date")}
         mix = [
-            operations[name][(turn * share + n) % len(operations[name])]
+            parts[name][(turn * share + n) % len(parts[name])]
             for turn in range(100 * seconds)
             for name, share in MIX.items()
             for n in range(share)

@@ -11,16 +11,14 @@ from statistics import median
 
 import requests
 
-from bench.data import MORE, VALUES, Database
+from bench.data import Database
 from bench.load import Figures, measure, open_connections
 from bench.run import cluster, print_machine, print_table, progress
 from bench.services import OURS, Instance, serving
 
-FILL = f"""
-    INSERT INTO task (id, user_id, title, description, completed, created_at, updated_at{MORE})
-    SELECT gen_random_uuid(), 'u' || u, 'Task ' || n, 'What is to be done, and why', n % 3 = 0,
-        now() - n * interval '1 minute', now() - n * interval '1 minute'{VALUES}
-    FROM generate_series(1, {{users}}) AS u, generate_series(1, {{tasks}}) AS n
+FILL = """
+    SELECT 'u' || u AS owner, n
+    FROM generate_series(1, {users}) AS u, generate_series(1, {tasks}) AS n
 """
 PAGES = (1, 10, 100, 1000)
 # How many different tasks and users are asked for at most.
@@ -31,7 +29,7 @@ def filled(database: Database, users: int, tasks: int) -> Database:
     """The database, with so many users with so many tasks each."""
     with serving(OURS, database.url):
         pass
-    database.execute(FILL.format(users=users, tasks=tasks))
+    database.fill("task", FILL.format(users=users, tasks=tasks))
     database.execute("VACUUM ANALYZE")
     database.execute("CHECKPOINT")
     progress(f"{users * tasks:,} tasks")

@@ -26,7 +26,7 @@ import psycopg2
 import requests
 
 from bench.conformance import check
-from bench.data import OPERATIONS, Database
+from bench.data import OPERATIONS, READS, TABLES, Database
 from bench.load import Figures, measure, memory, open_connections, warm_up
 from bench.services import (
     ALL,
@@ -36,6 +36,7 @@ from bench.services import (
     ONE_STATEMENT,
     OURS,
     PEERS,
+    PYTHON_PEERS,
     ROOT,
     WHOLE,
     Instance,
@@ -96,10 +97,13 @@ def take_turns(
         for turn in range(options.rounds):
             first = turn % len(running)
             order = running[first:] + running[:first]
+            for table in TABLES:
+                database.restore(table, 10_000 * options.seconds)
             for operation in operations:
                 for service, instance in order:
                     if service.has(operation):
-                        database.restore(service.table, 10_000 * options.seconds)
+                        if operation not in READS:
+                            database.restore(service.table, 10_000 * options.seconds)
                         lines = work(service)
                         warm_up(instance, lines["get"])
                         figures = measure(instance, database, lines[operation], options.seconds)
@@ -117,6 +121,9 @@ def compare_wire(database: Database, options: argparse.Namespace) -> None:
             work = database.requests(service.table, 1)
             with serving(service, database.url_through(proxy.port)) as instance:
                 for operation in OPERATIONS:
+                    if not service.has(operation):
+                        rows[operation].append("")
+                        continue
                     # The first ones open connections and prepare statements.
                     counted = turns(instance, proxy, (work[operation] * 4)[:40])[20:]
                     rows[operation].append(f"{median(counted):g}")
@@ -281,7 +288,12 @@ def print_targets(results: Results) -> None:
         pairs = zip(found[above.name], found[below.name], strict=True)
         return f"{median(getattr(a, figure) / getattr(b, figure) for a, b in pairs):.2f}"
 
+    def least(operation: str) -> str:
+        found = [ratio(operation, "cpu", peer, OURS) for peer in PYTHON_PEERS]
+        return min(filter(None, found), key=float, default="")
+
     header = [
+        "CPU of the best Python peer / ours",
         "CPU of FastAPI / ours",
         "requests/s of ours / FastAPI",
         "CPU of Fastify / ours",
@@ -290,6 +302,7 @@ def print_targets(results: Results) -> None:
     ]
     rows = {
         operation: [
+            least(operation),
             ratio(operation, "cpu", FASTAPI, OURS),
             ratio(operation, "per_second", OURS, FASTAPI),
             ratio(operation, "cpu", FASTIFY, OURS),

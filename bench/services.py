@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from bench.data import OPERATIONS
 from testbed.cluster import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,8 @@ PEERS = ROOT / "bench" / "peers"
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 PEER_PYTHON = str(ROOT / ".venv-peers" / "bin" / "python")
 GUNICORN = ("-m", "gunicorn", "-k", "gthread", "-w", "2", "--threads", "20", "-b", "127.0.0.1:PORT")
+
+UVICORN = ("-m", "uvicorn", "--workers", "2", "--port", "PORT")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,11 @@ class Service:
     folder: Path = PEERS
     table: str = "peer_task"
     environment: dict[str, str] = field(default_factory=dict)
-    # The operations that it has or is measured with; None for all.
-    operations: tuple[str, ...] | None = None
+    # What it claims to do, which is checked and measured.
+    operations: tuple[str, ...] = (*OPERATIONS, "mix")
 
     def has(self, operation: str) -> bool:
-        return self.operations is None or operation in self.operations
+        return operation in self.operations
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,12 @@ OURS = Service(
 )
 FASTAPI = Service(
     "FastAPI + SQLModel",
-    (PEER_PYTHON, "-m", "uvicorn", "fastapi_sqlmodel:app", "--workers", "2", "--port", "PORT"),
+    (PEER_PYTHON, *UVICORN, "fastapi_sqlmodel:app"),
 )
 DJANGO = Service(
     "Django REST",
     (PEER_PYTHON, *GUNICORN, "django.core.wsgi:get_wsgi_application()"),
-    environment={"DJANGO_SETTINGS_MODULE": "django_settings"},
+    environment={"DJANGO_SETTINGS_MODULE": "django_settings", "PEER_URLS": "django_rest"},
 )
 FLASK = Service(
     "Flask + SQLAlchemy",
@@ -83,10 +86,14 @@ FASTIFY_SILENT = Service(
     operations=("get", "list 10", "create", "mix"),
 )
 ONE_STATEMENT = Service(
-    "one statement", (PYTHON, *GUNICORN, "floor:one_statement"), table="task", operations=("get",)
+    "one statement",
+    (PYTHON, *GUNICORN, "floor:one_statement"),
+    table="task",
+    operations=("get",),
 )
 BARE = Service("bare route", (PYTHON, *GUNICORN, "floor:bare"), table="task", operations=("get",))
-WHOLE = (OURS, FASTAPI, DJANGO, FLASK, FASTIFY)
+PYTHON_PEERS = (FASTAPI, DJANGO, FLASK)
+WHOLE = (OURS, *PYTHON_PEERS, FASTIFY)
 ALL = (*WHOLE, FASTIFY_SILENT, ONE_STATEMENT, BARE)
 
 

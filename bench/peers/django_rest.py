@@ -1,31 +1,21 @@
-"""Django REST framework + psycopg, as its tutorial puts them together: model, serializer, views."""
+"""Django REST framework + psycopg, as its tutorial puts them together: serializer and views."""
 
-from uuid import uuid4
-
-from django.db import models
+from django.db.models import Q
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
+from django_tasks import SORT_KEYS, Task, ordered, without_repetitions
 from rest_framework import generics, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 
-class Task(models.Model):
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    user_id = models.CharField(max_length=255, editable=False)
-    title = models.CharField(max_length=500)
-    description = models.TextField(max_length=5000, null=True)
-    completed = models.BooleanField(default=False)
-    created_at = models.DateTimeField(auto_now_add=True)
-    updated_at = models.DateTimeField(auto_now=True)
-
-    class Meta:
-        app_label = "tasks"
-        db_table = "peer_task"
-        ordering = ("created_at",)
-
-
 class TaskSerializer(serializers.ModelSerializer):
+    tags = serializers.ListField(
+        child=serializers.CharField(max_length=50, allow_blank=True),
+        max_length=20,
+        required=False,
+    )
+
     class Meta:
         model = Task
         fields = (
@@ -36,7 +26,25 @@ class TaskSerializer(serializers.ModelSerializer):
             "completed",
             "created_at",
             "updated_at",
+            "priority",
+            "due_date",
+            "tags",
+            "completed_at",
         )
+
+    def validate_tags(self, tags: list[str]) -> list[str]:
+        return without_repetitions(tags)
+
+
+class TaskQuerySerializer(serializers.Serializer):
+    status = serializers.ChoiceField(("all", "pending", "completed"), required=False)
+    priority = serializers.ListField(child=serializers.CharField(), required=False)
+    tag = serializers.ListField(child=serializers.CharField(), required=False)
+    due_date_from = serializers.DateField(required=False)
+    due_date_to = serializers.DateField(required=False)
+    search = serializers.CharField(max_length=200, required=False)
+    sort = serializers.ChoiceField([*SORT_KEYS], default="created")
+    order = serializers.ChoiceField(("asc", "desc"), default="asc")
 
 
 class OwnTasks(generics.GenericAPIView):
@@ -47,6 +55,26 @@ class OwnTasks(generics.GenericAPIView):
 
 
 class Tasks(OwnTasks, generics.ListCreateAPIView):
+    def filter_queryset(self, queryset):
+        serializer = TaskQuerySerializer(data=self.request.query_params)
+        serializer.is_valid(raise_exception=True)
+        query = serializer.validated_data
+        if query.get("status", "all") != "all":
+            queryset = queryset.filter(completed=query["status"] == "completed")
+        if query.get("priority"):
+            queryset = queryset.filter(priority__in=query["priority"])
+        if query.get("tag"):
+            queryset = queryset.filter(tags__contains=query["tag"])
+        if "due_date_from" in query:
+            queryset = queryset.filter(due_date__gte=query["due_date_from"])
+        if "due_date_to" in query:
+            queryset = queryset.filter(due_date__lte=query["due_date_to"])
+        if "search" in query:
+            words = query["search"]
+            found = Q(title__icontains=words) | Q(description__icontains=words)
+            queryset = queryset.filter(found)
+        return ordered(queryset, query["sort"], query["order"])
+
     def perform_create(self, serializer):
         serializer.save(user_id=self.kwargs["user_id"])
 

@@ -1,4 +1,4 @@
-"""The settings of the Django peer: what an API needs, and nothing of the pages and the sessions."""
+"""The settings of the Django peers: what an API needs, no pages and no sessions."""
 
 import os
 
@@ -8,8 +8,12 @@ database = conninfo_to_dict(os.environ["DATABASE_URL"])
 
 ALLOWED_HOSTS = ["127.0.0.1"]
 SECRET_KEY = "for measuring"
-ROOT_URLCONF = "django_rest"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "rest_framework"]
+TIME_ZONE = "UTC"
+ROOT_URLCONF = os.environ["PEER_URLS"]
+INSTALLED_APPS = {
+    "django_rest": ["django.contrib.contenttypes", "django.contrib.auth", "rest_framework"],
+    "django_ninja": ["ninja"],
+}[ROOT_URLCONF]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -14,7 +14,11 @@ const task = {
     description: { type: 'string', nullable: true },
     completed: { type: 'boolean' },
     created_at: { type: 'string', format: 'date-time' },
-    updated_at: { type: 'string', format: 'date-time' }
+    updated_at: { type: 'string', format: 'date-time' },
+    priority: { type: 'string' },
+    due_date: { type: 'string', nullable: true },
+    tags: { type: 'array', items: { type: 'string' } },
+    completed_at: { type: 'string', format: 'date-time', nullable: true }
   }
 }
 const update = {
@@ -22,7 +26,10 @@ const update = {
   properties: {
     title: { type: 'string', minLength: 1, maxLength: 500 },
     description: { type: 'string', nullable: true, maxLength: 5000 },
-    completed: { type: 'boolean' }
+    completed: { type: 'boolean' },
+    priority: { type: 'string', minLength: 1, maxLength: 20 },
+    due_date: { type: 'string', format: 'date', nullable: true },
+    tags: { type: 'array', maxItems: 20, items: { type: 'string', maxLength: 50 } }
   }
 }
 const create = { ...update, required: ['title'] }
@@ -32,7 +39,48 @@ const one = {
   type: 'object',
   properties: { ...user.properties, task_id: { type: 'string', format: 'uuid' } }
 }
-const fields = 'id, user_id, title, description, completed, created_at, updated_at'
+const words = { type: 'array', items: { type: 'string' } }
+const sortKeys = {
+  created: 'created_at',
+  updated: 'updated_at',
+  title: 'lower(title)',
+  due_date: 'due_date',
+  priority: "CASE priority WHEN 'low' THEN 1 WHEN 'high' THEN 3 WHEN 'urgent' THEN 4 ELSE 2 END"
+}
+const query = {
+  type: 'object',
+  properties: {
+    status: { type: 'string', enum: ['all', 'pending', 'completed'], default: 'all' },
+    priority: words,
+    tag: words,
+    due_date_from: { type: 'string', format: 'date' },
+    due_date_to: { type: 'string', format: 'date' },
+    search: { type: 'string', maxLength: 200 },
+    sort: { type: 'string', enum: Object.keys(sortKeys), default: 'created' },
+    order: { type: 'string', enum: ['asc', 'desc'], default: 'asc' }
+  }
+}
+const fields = 'id, user_id, title, description, completed, created_at, updated_at, ' +
+  'priority, due_date, tags, completed_at'
+pg.types.setTypeParser(pg.types.builtins.DATE, (text) => text) // Not a Date in the local time zone.
+
+function selectTasks (userId, { status, priority, tag, due_date_from, due_date_to, search, sort, order }) {
+  const values = [userId]
+  const where = ['user_id = $1']
+  const add = (condition, value) => where.push(condition.replaceAll('?', `$${values.push(value)}`))
+  if (status !== 'all') add('completed = ?', status === 'completed')
+  if (priority) add('priority = ANY(?)', priority)
+  if (tag) add('tags @> ?', tag)
+  if (due_date_from) add('due_date >= ?', due_date_from)
+  if (due_date_to) add('due_date <= ?', due_date_to)
+  if (search) add('(title ILIKE ? OR description ILIKE ?)', `%${search.replace(/[\\%_]/g, '\\$&')}%`)
+  const text = `SELECT ${fields} FROM peer_task WHERE ${where.join(' AND ')}
+    ORDER BY ${sortKeys[sort]} ${order} NULLS LAST`
+  return [text, values]
+}
+
+const withoutRepetitions = (tags) =>
+  [...new Set(tags.map((tag) => tag.trim()).filter((tag) => tag))]
 
 async function serve () {
   const fastify = Fastify({ logger: process.env.LOG !== 'off' })
@@ -47,12 +95,13 @@ async function serve () {
 
   fastify.get(
     '/api/:user_id/tasks',
-    { schema: { params: user, response: { 200: { type: 'array', items: task } } } },
+    {
+      schema: {
+        params: user, querystring: query, response: { 200: { type: 'array', items: task } }
+      }
+    },
     async (request) => {
-      const { rows } = await pool.query(
-        `SELECT ${fields} FROM peer_task WHERE user_id = $1 ORDER BY created_at`,
-        [request.params.user_id]
-      )
+      const { rows } = await pool.query(...selectTasks(request.params.user_id, request.query))
       return rows
     }
   )
@@ -61,11 +110,19 @@ async function serve () {
     '/api/:user_id/tasks',
     { schema: { params: user, body: create, response: { 201: task } } },
     async (request, reply) => {
-      const { title, description = null, completed = false } = request.body
+      const {
+        title, description = null, completed = false,
+        priority = 'medium', due_date: dueDate = null, tags = []
+      } = request.body
       const { rows } = await pool.query(
         `INSERT INTO peer_task (${fields})
-         VALUES (gen_random_uuid(), $1, $2, $3, $4, now(), now()) RETURNING ${fields}`,
-        [request.params.user_id, title, description, completed]
+         VALUES (gen_random_uuid(), $1, $2, $3, $4, now(), now(), $5, $6, $7,
+           CASE WHEN $4 THEN now() END)
+         RETURNING ${fields}`,
+        [
+          request.params.user_id, title, description, completed,
+          priority, dueDate, withoutRepetitions(tags)
+        ]
       )
       return reply.code(201).send(rows[0])
     }
@@ -85,13 +142,20 @@ async function serve () {
     '/api/:user_id/tasks/:task_id',
     { schema: { params: one, body: update, response: { 200: task } } },
     (request, reply) => {
-      const names = Object.keys(update.properties).filter((name) => name in request.body)
-      const changes = names.map((name, n) => `${name} = $${n + 3}, `).join('')
+      const body = request.body
+      if ('tags' in body) body.tags = withoutRepetitions(body.tags)
+      const names = Object.keys(update.properties).filter((name) => name in body)
+      let changes = names.map((name, n) => `${name} = $${n + 3}, `).join('')
+      if ('completed' in body) {
+        changes += body.completed
+          ? 'completed_at = coalesce(completed_at, now()), '
+          : 'completed_at = NULL, '
+      }
       return first(
         reply,
         `UPDATE peer_task SET ${changes} updated_at = now()
          WHERE user_id = $1 AND id = $2 RETURNING ${fields}`,
-        [request.params.user_id, request.params.task_id, ...names.map((name) => request.body[name])]
+        [request.params.user_id, request.params.task_id, ...names.map((name) => body[name])]
       )
     }
   )
@@ -101,7 +165,8 @@ async function serve () {
     { schema: { params: one, response: { 200: task } } },
     (request, reply) => first(
       reply,
-      `UPDATE peer_task SET completed = NOT completed, updated_at = now()
+      `UPDATE peer_task SET completed = NOT completed, updated_at = now(),
+         completed_at = CASE WHEN NOT completed THEN now() END
        WHERE user_id = $1 AND id = $2 RETURNING ${fields}`,
       [request.params.user_id, request.params.task_id]
     )
