@@ -223,3 +223,11 @@ def check(service: Service, instance: Instance, database: Database) -> None:
     for operation, check_it in CHECKS.items():
         if service.has(operation):
             check_it(checker)
+
+
+def check_floor(floor: Instance, ours: Instance) -> None:
+    """The bare statement's route answers what this service does."""
+    (first, *_) = tasks = requests.get(f"{ours.url}/api/b1/tasks", timeout=10).json()
+    for path, expected in (("", tasks), (f"/{first['id']}", first)):
+        answer = requests.get(f"{floor.url}/api/b1/tasks{path}", timeout=10)
+        assert answer.json() == expected, answer.text

@@ -25,7 +25,7 @@ import jwt
 import psycopg2
 import requests
 
-from bench.conformance import check
+from bench.conformance import check, check_floor
 from bench.data import OPERATIONS, READS, TABLES, Database
 from bench.load import Figures, measure, memory, open_connections, warm_up
 from bench.services import (
@@ -396,6 +396,8 @@ def main() -> None:
             database.restore(service.table, 10)
             with serving(service, database.url) as instance:
                 check(service, instance, database)
+        with serving(OURS, database.url) as ours, serving(ONE_STATEMENT, database.url) as floor:
+            check_floor(floor, ours)
         for part in parts:
             PARTS[part](database, options)
             progress(f"{part} is done")

@@ -89,7 +89,7 @@ ONE_STATEMENT = Service(
     "one statement",
     (PYTHON, *GUNICORN, "floor:one_statement"),
     table="task",
-    operations=("get",),
+    operations=("get", "list 100"),
 )
 BARE = Service("bare route", (PYTHON, *GUNICORN, "floor:bare"), table="task", operations=("get",))
 PYTHON_PEERS = (FASTAPI, DJANGO, FLASK)

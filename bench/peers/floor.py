@@ -1,4 +1,7 @@
-"""What the stack costs with nothing on it: a bare Flask route, and one with a bare statement."""
+"""What the stack costs with nothing on it: a bare Flask route, and one with a bare statement.
+
+The statements are the ones that the service sends for the same requests, and so is the JSON.
+"""
 
 import os
 import threading
@@ -10,10 +13,11 @@ from flask import Flask, Response
 from psycopg2.extensions import set_wait_callback
 
 from database import Postgres
-from models import select_one
+from models import PUBLIC_FIELDS, UNMEASURED_TASKS, select_one, select_page
 
-# The one that the service sends for the same request.
-SELECT = select_one(Postgres("", "public", threads=5))
+postgres = Postgres("", "public", threads=5)
+SELECT_ONE = select_one(postgres)
+SELECT_PAGE = select_page(postgres, False, "created", "asc", False, False)
 set_wait_callback(None)  # The driver's own way of waiting.
 
 local = threading.local()
@@ -39,9 +43,23 @@ def answer(user_id: str, task_id: str) -> Response:
     return Response(orjson.dumps((task_id, user_id)), mimetype="application/json")
 
 
-@one_statement.get("/api/<user_id>/tasks/<task_id>")
-def answer_with_row(user_id: str, task_id: str) -> Response:
+def select(statement: str, values: dict[str, Any]) -> list[dict[str, Any]]:
     with connection().cursor() as cursor:
-        cursor.execute(SELECT, {"user_id": user_id, "id": task_id})
-        row = cursor.fetchone()
-    return Response(orjson.dumps(row), mimetype="application/json")
+        cursor.execute(statement, values)
+        rows = cursor.fetchall()
+    tasks = [dict(zip(PUBLIC_FIELDS, row, strict=False)) for row in rows]
+    for task in tasks:
+        task["tags"] = orjson.Fragment(task["tags"])
+    return tasks
+
+
+@one_statement.get("/api/<user_id>/tasks")
+def answer_with_tasks(user_id: str) -> Response:
+    values = {"user_id": user_id, "limit": UNMEASURED_TASKS + 1, "offset": 0}
+    return Response(orjson.dumps(select(SELECT_PAGE, values)), mimetype="application/json")
+
+
+@one_statement.get("/api/<user_id>/tasks/<task_id>")
+def answer_with_task(user_id: str, task_id: str) -> Response:
+    (task,) = select(SELECT_ONE, {"user_id": user_id, "id": task_id})
+    return Response(orjson.dumps(task), mimetype="application/json")
