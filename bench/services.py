@@ -70,6 +70,11 @@ DJANGO = Service(
     (PEER_PYTHON, *GUNICORN, "django.core.wsgi:get_wsgi_application()"),
     environment={"DJANGO_SETTINGS_MODULE": "django_settings", "PEER_URLS": "django_rest"},
 )
+NINJA = Service(
+    "Django Ninja",
+    DJANGO.command,
+    environment={**DJANGO.environment, "PEER_URLS": "django_ninja"},
+)
 FLASK = Service(
     "Flask + SQLAlchemy",
     (PEER_PYTHON, *GUNICORN, "flask_sqlalchemy_smorest:create_app()"),
@@ -92,7 +97,7 @@ ONE_STATEMENT = Service(
     operations=("get", "list 100"),
 )
 BARE = Service("bare route", (PYTHON, *GUNICORN, "floor:bare"), table="task", operations=("get",))
-PYTHON_PEERS = (FASTAPI, DJANGO, FLASK)
+PYTHON_PEERS = (FASTAPI, NINJA, DJANGO, FLASK)
 WHOLE = (OURS, *PYTHON_PEERS, FASTIFY)
 ALL = (*WHOLE, FASTIFY_SILENT, ONE_STATEMENT, BARE)
 
