@@ -65,6 +65,10 @@ FASTAPI = Service(
     "FastAPI + SQLModel",
     (PEER_PYTHON, *UVICORN, "fastapi_sqlmodel:app"),
 )
+LITESTAR = Service(
+    "Litestar + Advanced Alchemy",
+    (PEER_PYTHON, *UVICORN, "litestar_advanced_alchemy:app"),
+)
 DJANGO = Service(
     "Django REST",
     (PEER_PYTHON, *GUNICORN, "django.core.wsgi:get_wsgi_application()"),
@@ -97,7 +101,7 @@ ONE_STATEMENT = Service(
     operations=("get", "list 100"),
 )
 BARE = Service("bare route", (PYTHON, *GUNICORN, "floor:bare"), table="task", operations=("get",))
-PYTHON_PEERS = (FASTAPI, NINJA, DJANGO, FLASK)
+PYTHON_PEERS = (FASTAPI, LITESTAR, NINJA, DJANGO, FLASK)
 WHOLE = (OURS, *PYTHON_PEERS, FASTIFY)
 ALL = (*WHOLE, FASTIFY_SILENT, ONE_STATEMENT, BARE)
 
