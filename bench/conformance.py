@@ -42,7 +42,7 @@ KEEPS: dict[str, Callable[[Any], bool]] = {
     "filter by priority": lambda task: task["priority"] == "high",
     "filter by tag": lambda task: "work" in task["tags"],
     "filter by due date": lambda task: "2026-01-10" <= (task["due_date"] or "") <= "2026-02-09",
-    "search": lambda task: "task 1" in task["title"].lower(),
+    "search": lambda task: "the bank" in task["title"].lower(),
 }
 KEYS: dict[str, Callable[[Any], Any]] = {
     "sort by title": lambda task: task["title"].lower(),

@@ -21,12 +21,13 @@ SEED = """
 DOOMED = "SELECT 'd1' AS owner, n FROM generate_series(1, {count}) AS n"
 # The tags of the n-th task: two, one or none.
 TAGS = "CASE n % 5 WHEN 0 THEN {} WHEN 1 THEN {} ELSE {} END"
+TITLE = "(ARRAY['Buy milk', 'Call the bank', 'Water plants', 'Pay rent', 'Fix it'])[1 + n % 5]"
 # The columns of the n-th task of an owner. Half of the tasks have a due date, a half another
 # priority than the default.
 PEER_TASK = {
     "id": "gen_random_uuid()",
     "user_id": "owner",
-    "title": "'Task ' || n",
+    "title": f"{TITLE} || ' ' || n",
     "description": "'What is to be done, and why'",
     "completed": "n % 3 = 0",
     "created_at": "now() - n * interval '1 minute'",
@@ -41,8 +42,8 @@ TASK = PEER_TASK | {
     "due_date": f"({PEER_TASK['due_date']})::text",
     "tags": TAGS.format("""'["home","errands"]'""", """'["work"]'""", "'[]'"),
     "revision": "gen_random_uuid()",
-    "title_lower": "'task ' || n",
-    "title_folded": "'task ' || n",
+    "title_lower": f"lower({TITLE} || ' ' || n)",
+    "title_folded": f"lower({TITLE} || ' ' || n)",
     "description_folded": "'what is to be done, and why'",
     "priority_folded": PEER_TASK["priority"],
     "tags_folded": TAGS.format(r"E'\nhome\n\nerrands\n'", r"E'\nwork\n'", "''"),
@@ -74,7 +75,7 @@ FILTERS = {
     "filter by priority": "priority=high",
     "filter by tag": "tag=work",
     "filter by due date": "due_date_from=2026-01-10&due_date_to=2026-02-09",
-    "search": "search=task%201",
+    "search": "search=the%20bank",
 }
 SORTS = {
     "sort by title": "sort=title",
