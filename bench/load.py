@@ -109,7 +109,15 @@ def wrk(instance: Instance, lines: list[str], seconds: int, connections: int) ->
         file.flush()
         result = subprocess.run(
             [
-                *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"),
+                *(
+                    "wrk",
+                    "-t1",
+                    f"-c{connections}",
+                    f"-d{seconds}s",
+                    "--latency",
+                    "--timeout",
+                    "10s",
+                ),
                 *("-s", str(ROOT / "bench" / "replay.lua"), instance.url),
             ],
             env=os.environ | {"REQUESTS": file.name},
