@@ -1,4 +1,4 @@
-.PHONY: run test faults lint check-all tools bench bench-growth bench-tokens
+.PHONY: run test faults lint check-all tools bench bench-growth bench-tokens bench-tools
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -30,13 +30,23 @@ check-all: tools lint
 tools:
 	.ci/install
 
-# Needs wrk, Node.js and npm, from Debian's packages; takes a quarter of an hour.
-bench: $(VENV)/test .venv-peers/installed bench/peers/node_modules/installed
-	$(BIN)/python -m bench.run
+# Installs what is missing; takes an hour.
+bench: bench-tools $(VENV)/test .venv-bench/installed .venv-peers/installed bench/peers/node_modules/installed
+	$(BIN)/python -m bench.run --save .venv-bench/services.json
+	.venv-bench/bin/python bench/plots.py .venv-bench/services.json bench/services.svg
 
-# To ten million tasks: a quarter of an hour, and 6 GB of disk.
-bench-growth: $(VENV)/test
-	$(BIN)/python -m bench.growth
+# To ten million tasks: three quarters of an hour, and 10 GB of disk.
+bench-growth: bench-tools $(VENV)/test .venv-bench/installed
+	$(BIN)/python -m bench.growth --save .venv-bench/growth.json
+	.venv-bench/bin/python bench/plots.py .venv-bench/growth.json bench/growth.svg
+
+bench-tools:
+	bench/install
+
+.venv-bench/installed: bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	@touch $@
 
 .venv-peers/installed: bench/peers/requirements.txt requirements.txt
 	$(PYTHON) -m venv .venv-peers
