@@ -19,8 +19,8 @@ SEED = """
 """
 # Tasks that are there to be deleted.
 DOOMED = "SELECT 'd1' AS owner, n FROM generate_series(1, {count}) AS n"
-# The tags of the n-th task: two, one or none.
-TAGS = "CASE n % 5 WHEN 0 THEN {} WHEN 1 THEN {} ELSE {} END"
+# The tags of the n-th task: home and errands, work, home or none.
+TAGS = "CASE n % 5 WHEN 0 THEN {} WHEN 1 THEN {} WHEN 2 THEN {} ELSE {} END"
 TITLE = "(ARRAY['Buy milk', 'Call the bank', 'Water plants', 'Pay rent', 'Fix it'])[1 + n % 5]"
 # The columns of the n-th task of an owner. Half of the tasks have a due date, a half another
 # priority than the default.
@@ -34,19 +34,19 @@ PEER_TASK = {
     "updated_at": "now() - n * interval '1 minute'",
     "priority": "CASE n % 4 WHEN 0 THEN 'high' WHEN 1 THEN 'low' ELSE 'medium' END",
     "due_date": "CASE n % 2 WHEN 0 THEN date '2026-01-01' + n % 100 END",
-    "tags": TAGS.format("ARRAY['home', 'errands']", "ARRAY['work']", "ARRAY[]::text[]"),
+    "tags": TAGS.format("'{home,errands}'::text[]", "'{work}'", "'{home}'", "'{}'"),
     "completed_at": "CASE n % 3 WHEN 0 THEN now() - n * interval '1 minute' END",
 }
 # This service stores dates and tags as text, and texts for searching and sorting besides.
 TASK = PEER_TASK | {
     "due_date": f"({PEER_TASK['due_date']})::text",
-    "tags": TAGS.format("""'["home","errands"]'""", """'["work"]'""", "'[]'"),
+    "tags": TAGS.format("""'["home","errands"]'""", """'["work"]'""", """'["home"]'""", "'[]'"),
     "revision": "gen_random_uuid()",
     "title_lower": f"lower({TITLE} || ' ' || n)",
     "title_folded": f"lower({TITLE} || ' ' || n)",
     "description_folded": "'what is to be done, and why'",
     "priority_folded": PEER_TASK["priority"],
-    "tags_folded": TAGS.format(r"E'\nhome\n\nerrands\n'", r"E'\nwork\n'", "''"),
+    "tags_folded": TAGS.format(r"E'\nhome\n\nerrands\n'", r"E'\nwork\n'", r"E'\nhome\n'", "''"),
 }
 TABLES = {"task": TASK, "peer_task": PEER_TASK}
 # As the peers' own tools would make it, with the index that its list needs.
