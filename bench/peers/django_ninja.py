@@ -1,15 +1,17 @@
 """Django Ninja + psycopg, as its documentation puts them together: schemas and functions."""
 
 from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import orjson
 from django.db.models import Q
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from django.urls import path
 from django_tasks import Task, ordered, without_repetitions
 from ninja import Field, FilterLookup, FilterSchema, NinjaAPI, PatchDict, Query, Schema
+from ninja.renderers import BaseRenderer
 from ninja.responses import Status
 from pydantic import AfterValidator, StringConstraints
 
@@ -67,7 +69,14 @@ class Message(Schema):
     message: str
 
 
-api = NinjaAPI()
+class ORJSONRenderer(BaseRenderer):
+    media_type = "application/json"
+
+    def render(self, request: HttpRequest, data: Any, *, response_status: int) -> bytes:
+        return orjson.dumps(data)
+
+
+api = NinjaAPI(renderer=ORJSONRenderer())
 
 
 def find(user_id: str, task_id: UUID) -> Task:
