@@ -47,7 +47,7 @@ const sortKeys = {
   due_date: 'due_date',
   priority: "CASE priority WHEN 'low' THEN 1 WHEN 'high' THEN 3 WHEN 'urgent' THEN 4 ELSE 2 END"
 }
-const query = {
+const list = {
   type: 'object',
   properties: {
     status: { type: 'string', enum: ['all', 'pending', 'completed'], default: 'all' },
@@ -64,18 +64,21 @@ const fields = 'id, user_id, title, description, completed, created_at, updated_
   'priority, due_date, tags, completed_at'
 pg.types.setTypeParser(pg.types.builtins.DATE, (text) => text) // Not a Date in the local time zone.
 
-function selectTasks (userId, { status, priority, tag, due_date_from, due_date_to, search, sort, order }) {
+function selectTasks (userId, query) {
   const values = [userId]
   const where = ['user_id = $1']
   const add = (condition, value) => where.push(condition.replaceAll('?', `$${values.push(value)}`))
-  if (status !== 'all') add('completed = ?', status === 'completed')
-  if (priority) add('priority = ANY(?)', priority)
-  if (tag) add('tags @> ?', tag)
-  if (due_date_from) add('due_date >= ?', due_date_from)
-  if (due_date_to) add('due_date <= ?', due_date_to)
-  if (search) add('(title ILIKE ? OR description ILIKE ?)', `%${search.replace(/[\\%_]/g, '\\$&')}%`)
+  if (query.status !== 'all') add('completed = ?', query.status === 'completed')
+  if (query.priority) add('priority = ANY(?)', query.priority)
+  if (query.tag) add('tags @> ?', query.tag)
+  if (query.due_date_from) add('due_date >= ?', query.due_date_from)
+  if (query.due_date_to) add('due_date <= ?', query.due_date_to)
+  if (query.search) {
+    const words = query.search.replace(/[\\%_]/g, '\\$&')
+    add('(title ILIKE ? OR description ILIKE ?)', `%${words}%`)
+  }
   const text = `SELECT ${fields} FROM peer_task WHERE ${where.join(' AND ')}
-    ORDER BY ${sortKeys[sort]} ${order} NULLS LAST`
+    ORDER BY ${sortKeys[query.sort]} ${query.order} NULLS LAST`
   return [text, values]
 }
 
@@ -97,7 +100,7 @@ async function serve () {
     '/api/:user_id/tasks',
     {
       schema: {
-        params: user, querystring: query, response: { 200: { type: 'array', items: task } }
+        params: user, querystring: list, response: { 200: { type: 'array', items: task } }
       }
     },
     async (request) => {
