@@ -1,5 +1,6 @@
 """Does a service do the work that is measured? Raises AssertionError if it does not."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -152,11 +153,13 @@ def check_writes(checker: Checker) -> None:
         {"priority": "urgent", "due_date": None, "tags": []},
         {"completed": True, "tags": ["work"]},
         TEXT | SORTABLE,
+        TEXT | SORTABLE,
     ):
+        time.sleep(EXACT.total_seconds())
         changed = checker.ask("PUT", path, 200, json=change)
         moved = {each: changed[each] for each in ("updated_at", "completed_at")}
         assert changed == task | change | moved, (name, changed)
-        assert changed["updated_at"] >= task["updated_at"], (name, changed)
+        assert changed["updated_at"] > task["updated_at"], (name, changed)
         if task["completed"]:
             assert changed["completed_at"] == task["completed_at"], (name, changed)
         check_completion(name, changed)

@@ -101,7 +101,9 @@ class TaskService(service.SQLAlchemyAsyncRepositoryService[Task]):
 
     async def save(self, task: Task) -> TaskOut:
         """Send the changes of a task that was read before: `update` would read it again."""
-        task.completed_at = (task.completed_at or datetime.now(UTC)) if task.completed else None
+        now = datetime.now(UTC)
+        task.updated_at = now
+        task.completed_at = (task.completed_at or now) if task.completed else None
         await self.repository.session.flush()
         return self.to_schema(task, schema_type=TaskOut)
 
