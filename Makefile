@@ -35,7 +35,7 @@ bench: bench-tools $(VENV)/test .venv-bench/installed .venv-peers/installed benc
 	$(BIN)/python -m bench.run --save .venv-bench/services.json
 	.venv-bench/bin/python bench/plots.py .venv-bench/services.json bench/services.svg
 
-# To ten million tasks: three quarters of an hour, and 6 GB of disk.
+# To ten million tasks: half an hour, and 6 GB of disk.
 bench-growth: bench-tools $(VENV)/test .venv-bench/installed
 	$(BIN)/python -m bench.growth --save .venv-bench/growth.json
 	.venv-bench/bin/python bench/plots.py .venv-bench/growth.json bench/growth.svg
