@@ -17,6 +17,8 @@ SEED = """
     FROM (VALUES ('a', 1000, 10), ('b', 10, 100), ('c', 90, 1000)) AS kinds (prefix, users, tasks),
         generate_series(1, users) AS u, generate_series(1, tasks) AS n
 """
+# Tasks that are in the trash of this service: ten users with 100.
+TRASH = "SELECT 'e' || u AS owner, n FROM generate_series(1, 10) AS u, generate_series(1, 100) AS n"
 # Tasks that are there to be deleted.
 DOOMED = "SELECT 'd1' AS owner, n FROM generate_series(1, {count}) AS n"
 # The tags of the n-th task: home and errands, work, home or none.
@@ -102,6 +104,8 @@ READS: dict[str, Callable[[Sample], list[str]]] = {
     "list 100": lambda _: lists("b", 10),
     "list 1000": lambda _: lists("c", 90),
     **{name: lambda _, query=query: lists("b", 10, f"?{query}") for name, query in QUERIES.items()},
+    "list trash of 100": lambda _: lists("e", 10, "/deleted"),
+    "clear nothing": lambda _: [f"DELETE /api/e{n}/tasks/completed/clear -" for n in range(1, 11)],
 }
 WRITES: dict[str, Callable[[Sample], list[str]]] = {
     "create": lambda _: [f"POST /api/n{n}/tasks - {BODY}" for n in range(1, 1001)],
@@ -110,7 +114,10 @@ WRITES: dict[str, Callable[[Sample], list[str]]] = {
         f"PATCH /api/{user}/tasks/{id}/complete -" for user, id in sample.tasks
     ],
     "delete": lambda sample: [f"DELETE /api/d1/tasks/{id} -" for id in sample.doomed],
+    "restore": lambda sample: [f"POST /api/d1/tasks/{id}/restore -" for id in sample.doomed],
 }
+# Only this service has a trash.
+OF_TRASH = {"list trash of 100", "clear nothing", "restore"}
 OPERATIONS = READS | WRITES
 # The requests of a frontend in percent. Half of the frontends send a filter or a sort key.
 FILTERED = "list 10, filtered"
@@ -147,11 +154,15 @@ class Database:
         self.execute(PEER_TABLE)
         for table in TABLES:
             self.fill(table, SEED)
+        self.fill("task", TRASH)
+        self.execute("UPDATE task SET deleted_at = now() WHERE user_id LIKE 'e%'")
 
-    def restore(self, table: str, doomed: int) -> None:
-        """Bring back what was deleted, and take away what was created."""
+    def restore(self, table: str, doomed: int, *, deleted: bool = False) -> None:
+        """Bring back what was deleted, into the trash if `deleted`, and take away what is new."""
         self.execute(f"DELETE FROM {table} WHERE user_id = 'd1' OR user_id LIKE 'n%'")
         self.fill(table, DOOMED.format(count=doomed))
+        if deleted:
+            self.execute(f"UPDATE {table} SET deleted_at = now() WHERE user_id = 'd1'")
         self.execute(f"VACUUM ANALYZE {table}")
         self.execute("CHECKPOINT")
 

@@ -105,7 +105,8 @@ def take_turns(
                 for service, instance in order:
                     if service.has(operation):
                         if operation not in READS:
-                            database.restore(service.table, 10_000 * options.seconds)
+                            doomed, deleted = 10_000 * options.seconds, operation == "restore"
+                            database.restore(service.table, doomed, deleted=deleted)
                         lines = work(service)
                         warm_up(instance, lines["get"])
                         figures = measure(instance, database, lines[operation], options.seconds)
