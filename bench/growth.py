@@ -26,6 +26,8 @@ FILL_OWN = "SELECT 'own{power}' AS owner, n FROM generate_series(1, {tasks}) AS 
 PAGES = (1, 10, 100, 1000)
 # The powers of ten of the tasks of single users, and of the user whose whole lists are read.
 OWN, WHOLE = (2, 3, 4, 5), 4
+# The percentages of 1,000 tasks of a user that are in the trash.
+TRASH = (0, 10, 50, 90)
 # What a list with a filter or a sort key is compared with.
 PLAIN = "plain list"
 # How many different tasks and users are asked for at most.
@@ -105,6 +107,34 @@ def whole_lists(instance: Instance, user: str) -> Work:
     return found
 
 
+def fill_trash(database: Database) -> None:
+    """Make the users of TRASH. What is in the trash lies between the other tasks."""
+    for share in TRASH:
+        database.fill(
+            "task", f"SELECT 'trash{share}' AS owner, n FROM generate_series(1, 1000) AS n"
+        )
+        number = "split_part(title, ' ', -1)::int * 37 % 100"
+        database.execute(
+            f"UPDATE task SET deleted_at = now() WHERE user_id = 'trash{share}'"
+            f" AND {number} < {share}"
+        )
+
+
+def beside_trash(database: Database) -> Work:
+    """Single tasks and first pages of users with a part of their tasks in the trash."""
+    work: Work = defaultdict(dict)
+    for share in TRASH:
+        user, column = f"trash{share}", f"{share} % in the trash"
+        found = database.execute(
+            f"SELECT id FROM task WHERE user_id = '{user}' AND deleted_at IS NULL"
+        )
+        work["get"][column] = [f"GET /api/{user}/tasks/{id} -" for (id,) in found]
+        for limit in (10, 100):
+            work[f"list {limit}"][column] = [f"GET /api/{user}/tasks?limit={limit} -"]
+        work["flip"][column] = [f"PATCH /api/{user}/tasks/{id}/complete -" for (id,) in found]
+    return work
+
+
 def print_growth(title: str, results: Results) -> None:
     """A row for each operation and figure; in brackets, how many times the first column it is."""
     rows = {}
@@ -143,11 +173,14 @@ def grow_table(made: Cluster, sizes: list[int], options: argparse.Namespace) -> 
 def grow_lists(made: Cluster, others: int, options: argparse.Namespace) -> dict[str, Results]:
     """The lists of users with more and more tasks, in a table with so many tasks of others."""
     database = filled(Database(made), others // 1000, 1000, OWN)
+    fill_trash(database)
+    database.execute("VACUUM ANALYZE")
     found: dict[str, Results] = {}
     with serving(OURS, database.url) as instance:
         work = {
             "100 tasks of a user with so many": first_pages(),
             f"All tasks of a user with {10**WHOLE:,}": whole_lists(instance, f"own{WHOLE}"),
+            "Users with 1,000 tasks": beside_trash(database),
             "Pages of one user": {f"20 of {10 ** OWN[-1]:,}": pages(instance, f"own{OWN[-1]}")},
         }
         open_connections(instance, ["GET /api/own2/tasks -"])
