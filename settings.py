@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from psycopg2.extensions import parse_dsn
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 # In bytes. The longest legal body, each character escaped as a surrogate pair, has 66,032.
 MAX_BODY = 128 * 1024
 # At least one of these variables is set on every platform that deploys from a Procfile.

@@ -129,7 +129,7 @@ def test_a_terminal_says_once_what_starts(terminal: InTerminal) -> None:
         terminal.line(f"applied the migration {name}")
     start, workers, _ = terminal.text.partition(" info    Booting worker")
     assert [re.sub(TIME, "time", line) for line in start.split("\n")] == [
-        "time info    Task API 1.0.0 started",
+        "time info    Task API 1.1.0 started",
         f"         address   {terminal.url}",
         f"         docs      {terminal.url}/docs",
         "         database  SQLite at tasks.db",
@@ -173,7 +173,7 @@ def test_the_start_is_one_record_without_a_secret(tmp_path: Path) -> None:
         url = server.url
         ann.get("/tasks", headers={"Authorization": f"Bearer {token}"})
     started, *others = [line for line in server.log() if "database" in line]
-    assert (started.pop("level"), started.pop("message")) == ("info", "Task API 1.0.0 started")
+    assert (started.pop("level"), started.pop("message")) == ("info", "Task API 1.1.0 started")
     assert re.fullmatch(r"[\d-]+T[\d:.]+Z", started.pop("time"))
     assert started == {
         "address": url,
