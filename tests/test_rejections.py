@@ -144,6 +144,8 @@ PATHS = {
         call(b"GET", b"/api/" + b"%F0%9F%98%80" * 256 + b"/tasks"),
         404,
     ),
+    "an escaped slash in a user": (call(b"GET", b"/api/ann%2Ftasks"), 404),
+    "an escaped slash in a path": (call(b"DELETE", b"{tasks}/completed%2fclear"), 404),
     "a task id that is not UTF-8": (call(b"DELETE", b"{tasks}/%ff"), 404),
     "a task id with a NUL": (call(b"DELETE", b"{tasks}/%00"), 404),
     "a task id with a quote": (call(b"GET", b"{tasks}/'%20OR%201=1--"), 404),

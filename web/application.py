@@ -52,9 +52,12 @@ def refuse_other_spellings() -> None:
     """Refuse a request that Werkzeug would read as a different request.
 
     Raises NotFound for a path that is not UTF-8, because Werkzeug decodes two such paths to one
-    user, and MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
+    user, or has an escaped slash, which the server decodes to a separator (RFC 3986, section 2.2).
+    Raises MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
     path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]
+    if "%2f" in request.environ.get("RAW_URI", "").partition("?")[0].lower():
+        raise NotFound
     if method != request.method and request.url_rule:
         raise MethodNotAllowed(sorted(request.url_rule.methods or ()))
     try:
