@@ -331,7 +331,7 @@ def test_other_methods_are_a_405_that_names_the_allowed_ones(
     for method in methods:
         response = user.request(method, path.format(gone["id"]) + slash, json={"title": "x"})
         assert response.status_code == 405, method
-        assert ", ".join(sorted(response.headers["Allow"].split(", "))) == allowed
+        assert response.headers["Allow"] == allowed
         if method != "HEAD":
             assert response.headers["Content-Type"] == "application/problem+json"
     assert (user.tasks(), deleted(user.trash())) == ([kept], [gone])

@@ -5,7 +5,7 @@ from typing import Any
 
 import marshmallow as ma
 from flask import Response, jsonify
-from werkzeug.exceptions import HTTPException, UnprocessableEntity
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, UnprocessableEntity
 
 from server import request_id
 
@@ -89,5 +89,7 @@ def to_response(error: HTTPException) -> Response:
     response = jsonify(problem)
     response.status_code = status
     response.headers.extend(error.get_headers())
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
     response.headers["Content-Type"] = CONTENT_TYPE
     return response
