@@ -19,6 +19,7 @@ from schemas import (
     ClearedSchema,
     DeletedTaskSchema,
     MessageSchema,
+    ReplayedTaskSchema,
     StatusSchema,
     TaskCompletionSchema,
     TaskCreateSchema,
@@ -50,7 +51,7 @@ class UserIdConverter(BaseConverter):
 class TaskIdConverter(BaseConverter):
     """A UUID in its text form (RFC 9562, section 4), or None for any other text."""
 
-    regex = "(?!deleted$)[^/]+"  # Which has a path of its own.
+    regex = "(?!deleted$)[^/]+"  # `/deleted` is the list of deleted tasks.
     schema: ClassVar = {"type": "string", "format": "uuid"}
 
     def to_python(self, value: str) -> str | None:
@@ -129,8 +130,8 @@ class Tasks(MethodView):
     @tasks.response(201, TaskSchema, headers={"ETag": "ETag", "Location": "Location"})
     @tasks.alt_response(
         200,
-        schema=TaskSchema,
-        description="The key was used before. The body is the task as it is now.",
+        schema=ReplayedTaskSchema,
+        description="The key was used before. The body is the task as it is now, perhaps deleted.",
         headers={"ETag": "ETag", "Idempotent-Replayed": "Idempotent-Replayed"},
     )
     def post(self, body: dict[str, Any], user_id: str) -> Response:

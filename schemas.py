@@ -22,7 +22,7 @@ NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
 TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
 NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
 TAGS_WITH_COMMAS = r"^(?!\s*\[)[^,\x00-\x1f\x7f-\x9f]{0,50}(,[^,\x00-\x1f\x7f-\x9f]{0,50}){0,19}$"
-PRIORITY_MESSAGES: ErrorMessages = {"invalid": "Must be a string or a whole number."}
+PRIORITY_MESSAGES: ErrorMessages = {"invalid": "Must be a string or a whole number of 64 bits."}
 TAGS_MESSAGES: ErrorMessages = {
     "invalid": "Must be an array of strings, or tags with commas between them."
 }
@@ -206,14 +206,19 @@ class TaskSchema(TaskUpdateSchema):
         fields = models.PUBLIC_FIELDS
 
 
-class DeletedTaskSchema(TaskSchema):
-    """A task in the trash."""
+class ReplayedTaskSchema(TaskSchema):
+    """A task that was created before. Only in the trash it has `deleted_at`."""
 
     deleted_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
-    required_fields = models.DELETED_FIELDS
 
     class Meta:
         fields = models.DELETED_FIELDS
+
+
+class DeletedTaskSchema(ReplayedTaskSchema):
+    """A task in the trash."""
+
+    required_fields = models.DELETED_FIELDS
 
 
 class TaskCompletionSchema(BodySchema):
@@ -241,7 +246,7 @@ class StatusSchema(ma.Schema):
     status = ma.fields.String(required=True, metadata={"example": "ok"})
 
 
-# The position in any list.
+# Where a page of any list begins and ends.
 LIMIT = fields.DecimalInteger(
     1,
     models.MAX_LIMIT,

@@ -176,7 +176,7 @@ def test_every_shape_is_described(document: dict[str, Any]) -> None:
 def test_no_shape_is_there_that_nobody_sends(document: dict[str, Any]) -> None:
     assert set(document["components"]["schemas"]) == {
         *("Task", "TaskCreate", "TaskUpdate", "TaskCompletion", "Message", "Status", "Problem"),
-        *("DeletedTask", "Cleared"),
+        *("DeletedTask", "ReplayedTask", "Cleared"),
     }
 
 
