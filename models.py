@@ -273,7 +273,7 @@ def this_task(conditional: bool = False, *, deleted: bool = False) -> Iterator[N
     yield Task.user_id == Parameter("user_id")
     yield Task.id == Parameter("id")
     if not deleted:
-        yield Task.deleted_at.is_null()
+        yield IS_THERE
     if conditional:
         yield is_one_of(Task.revision, "expected", "uuid")
 
@@ -286,7 +286,8 @@ DELETED_AT = as_public(Task.deleted_at)
 NEW_REVISION = Parameter("revision")
 # What a delete changes, and where: a retry finds what its earlier try deleted, and keeps the time.
 DELETION = {Task.deleted_at: fn.coalesce(Task.deleted_at, NOW), Task.revision: NEW_REVISION}
-IS_DELETABLE = Task.deleted_at.is_null() | (Task.revision == NEW_REVISION)
+IS_THERE = Task.deleted_at.is_null()
+IS_DELETABLE = IS_THERE | (Task.revision == NEW_REVISION)
 DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
 # The filters of a list by the names of their parameters. A filter whose value is null selects all.
 FILTERS: dict[str, Node] = {
@@ -314,13 +315,15 @@ SORT_TEXTS = {
 }
 # The sort keys that are times, each with its position in a row. Only the trash is sorted by the
 # time of deletion.
-SORT_TIMES = {sort: [*FIELDS].index(f"{sort}_at") for sort in ("created", "updated", "deleted")}
+SORT_TIMES = {
+    sort: DELETED_FIELDS.index(f"{sort}_at") for sort in ("created", "updated", "deleted")
+}
 
 
 def sort_key(sort: str, order: str) -> ColumnBase:
     if sort in SORT_TIMES:
         return FIELDS[f"{sort}_at"]
-    # Only a due date can be null, which is the last in both orders.
+    # Null is the last in both orders; only a due date can be null.
     return fn.coalesce(SORT_TEXTS[sort], SQL("'~'" if order == "asc" else "''"))
 
 
@@ -329,10 +332,12 @@ def select_page(filtered: bool, sort: str, order: str, continued: bool, measured
     """A measured page has only as many tasks as fit into `room_bytes`, perhaps none."""
     key = sort_key(sort, order)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
+    in_trash = sort == "deleted"
     columns = PUBLIC_COLUMNS if sort in SORT_TIMES else [*PUBLIC_COLUMNS, key]
-    if sort == "deleted":
+    if in_trash:
         columns = [*PUBLIC_COLUMNS, DELETED_AT]
-    where = [Task.user_id == Parameter("user_id"), Task.deleted_at.is_null(sort != "deleted")]
+    is_deleted = Task.deleted_at.is_null(False)
+    where = [Task.user_id == Parameter("user_id"), is_deleted if in_trash else IS_THERE]
     if filtered:
         where += [Parameter(name).is_null() | condition for name, condition in FILTERS.items()]
     if continued:
@@ -583,7 +588,7 @@ def delete_completed_tasks(user_id: str) -> int:
 
 @statement
 def restore() -> Node:
-    revision = Case(None, [(Task.deleted_at.is_null(), Task.revision)], NEW_REVISION)
+    revision = Case(None, [(IS_THERE, Task.revision)], NEW_REVISION)
     changes = {Task.deleted_at: SQL("NULL"), Task.revision: revision}
     return Task.update(changes).where(*this_task(deleted=True)).returning(*COLUMNS)
 
