@@ -54,7 +54,7 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
         if not settings.trash_days:
             raise click.ClickException("TRASH_DAYS is 0, which keeps deleted tasks forever")
         with database_errors():
-            click.echo(f"removed {models.purge(settings.trash_days)} tasks")
+            click.echo(f"tasks removed: {models.purge(settings.trash_days)}")
 
     @app.cli.command("forget")
     @click.argument("user", callback=check_user)
@@ -64,7 +64,7 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
         if not yes:
             click.confirm(f"Remove all tasks of {user!r} for good?", abort=True)
         with database_errors():
-            click.echo(f"removed {models.forget(user)} tasks")
+            click.echo(f"tasks removed: {models.forget(user)}")
 
 
 @contextmanager

@@ -113,7 +113,7 @@ class Verifier:
             token_parts = jwt.decode_complete(token, options={"verify_signature": False})
             values = token_parts["header"] | token_parts["payload"]
             found = ", ".join(f"{name} {describe(values.get(name))}" for name in names)
-            iss, aud = self.settings.jwt_issuer, self.settings.jwt_audience
+            iss, aud = self.settings.jwt_issuer, " or ".join(self.settings.jwt_audience)
             expected = {"alg": "expected HS256", "iss": f"expected {iss}", "aud": f"expected {aud}"}
             reason += f": found {found}, {expected.get(names[0], f'now is {describe(time())}')}"
         return reason

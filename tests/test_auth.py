@@ -343,12 +343,12 @@ NOW = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
         ({"iss": "\n\x1b\u7528"}, rf"Wrong issuer: found iss '\\n\\x1b\\u7528', expected {ISSUER}"),
         ({"iss": "x" * 5000}, f"Wrong issuer: found iss 'x{{199}}, expected {ISSUER}"),
         ({"iss": None}, 'Token is missing the "iss" claim'),
-        ({"aud": "web"}, r"Wrong audience: found aud 'web', expected \('other', 'api'\)"),
+        ({"aud": "web"}, r"Wrong audience: found aud 'web', expected other or api"),
         (
             {"aud": ["a", "\ud800"]},
-            r"Wrong audience: found aud \['a', '\\ud800'\], expected \('other', 'api'\)",
+            r"Wrong audience: found aud \['a', '\\ud800'\], expected other or api",
         ),
-        ({"aud": ["a"] * 5000}, r"Wrong audience: found aud \[.{199}, expected \('other', 'api'\)"),
+        ({"aud": ["a"] * 5000}, r"Wrong audience: found aud \[.{199}, expected other or api"),
         ({"aud": None}, 'Token is missing the "aud" claim'),
     ],
 )

@@ -171,7 +171,7 @@ def test_purge_by_hand_says_how_many(tmp_path: Path, database_url: str) -> None:
     for removed in (LIMIT + 2, 0):
         command = run_command(tmp_path, "purge", DATABASE_URL=database_url)
         assert (command.exit_code, command.stderr) == (0, "")
-        assert command.stdout == f"removed {removed} tasks\n"
+        assert command.stdout == f"tasks removed: {removed}\n"
     assert titles(database_url) == ["kept", "young"]
     run_command(tmp_path, "purge", DATABASE_URL=database_url, TRASH_DAYS="28")
     assert titles(database_url) == ["kept"]
@@ -211,7 +211,7 @@ def test_a_task_that_is_restored_before_a_purge_gets_to_it_survives(
         releasing.join(10)
         restore.join(10)
         assert [answer.status_code for answer in answers] == [200]
-        assert command.stdout == "removed 1 tasks\n"
+        assert command.stdout == "tasks removed: 1\n"
         assert ann.tasks() == [answers[0].json()]
         assert ann.trash() == []
 
@@ -251,11 +251,11 @@ def test_forget_asks_and_removes_all_tasks_of_one_user(tmp_path: Path, database_
         assert (code, said.startswith(question)) == (1, True)
         assert failure.strip() == "Aborted!"
         assert titles(database_url) == everything
-    assert forget("ann", answer="y\n") == (0, f"{question}y\nremoved 2 tasks\n", "")
+    assert forget("ann", answer="y\n") == (0, f"{question}y\ntasks removed: 2\n", "")
     others = [title for title in everything if not title.startswith("ann:")]
     assert titles(database_url) == others
-    assert forget("ann", "--yes") == (0, "removed 0 tasks\n", "")
-    assert forget("bob", "--yes") == (0, "removed 2 tasks\n", "")
+    assert forget("ann", "--yes") == (0, "tasks removed: 0\n", "")
+    assert forget("bob", "--yes") == (0, "tasks removed: 2\n", "")
     assert titles(database_url) == [title for title in others if not title.startswith("bob:")]
 
 
@@ -264,7 +264,7 @@ def test_forget_removes_many_tasks(tmp_path: Path, database_url: str) -> None:
     fill(database_url, "ann", 2 * LIMIT)
     insert_by_hand(database_url, "bob", "kept")
     result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
-    assert result.stdout == f"removed {2 * LIMIT + 1} tasks\n"
+    assert result.stdout == f"tasks removed: {2 * LIMIT + 1}\n"
     assert titles(database_url) == ["kept"]
 
 
@@ -287,7 +287,7 @@ def test_forget_removes_what_is_left_when_a_purge_took_its_first_batch(
         committing.start()
         result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
         committing.join(10)
-    assert result.stdout == f"removed {LIMIT + 1} tasks\n"
+    assert result.stdout == f"tasks removed: {LIMIT + 1}\n"
     assert titles(database_url) == []
 
 
@@ -297,7 +297,7 @@ def test_a_user_who_is_forgotten_begins_anew(tmp_path: Path, database_url: str) 
         user.post("/tasks", **content)
         user.to_trash()
         command = run_command(tmp_path, "forget", "用 户", "--yes", DATABASE_URL=database_url)
-        assert command.stdout == "removed 2 tasks\n"
+        assert command.stdout == "tasks removed: 2\n"
         assert (user.tasks(), user.trash()) == ([], [])
         assert user.post("/tasks", **content).status_code == 201
 
@@ -330,4 +330,4 @@ def test_a_command_says_in_one_line_that_the_database_is_away(
 @pytest.mark.parametrize("arguments", [["purge"], ["forget", "ann", "--yes"]], ids=" ".join)
 def test_a_command_makes_the_tables_that_it_needs(tmp_path: Path, arguments: list[str]) -> None:
     result = run_command(tmp_path, *arguments)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "removed 0 tasks\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "tasks removed: 0\n", "")
