@@ -1,4 +1,4 @@
-.PHONY: run test faults lint check-all tools bench bench-growth bench-tokens bench-tools
+.PHONY: run test faults soak lint check-all tools bench bench-growth bench-tokens bench-tools
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -17,6 +17,10 @@ test: $(VENV)/test
 # Every fault, the slow ones too, with what each has counted.
 faults: $(VENV)/test
 	$(BIN)/python -m pytest -m "slow or not slow" -s -q tests/faults
+
+# Half an hour of load, while the database, the network, the issuer and workers fail in turn.
+soak: $(VENV)/test
+	SOAK_MINUTES=30 $(BIN)/python -m pytest -m slow -s -q tests/faults/test_soak.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

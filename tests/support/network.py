@@ -127,9 +127,17 @@ class Answer(NamedTuple):
 class Load:
     """Clients who write all the time, and know what was promised to them."""
 
-    def __init__(self, server: Server, clients: int = 8, new_connections: bool = False) -> None:
+    def __init__(
+        self,
+        server: Server,
+        clients: int = 8,
+        new_connections: bool = False,
+        user: str = "",
+        token: str = "",
+    ) -> None:
         self.server = server
-        self.user = f"load-{uuid4()}"
+        self.token = token
+        self.user = user or f"load-{uuid4()}"
         self.answers: list[tuple[float, float, str, int]] = []
         self.created: list[str] = []
         self.not_created: list[str] = []
@@ -142,7 +150,7 @@ class Load:
         self._threads = [threading.Thread(target=self._live, args=(n,)) for n in range(clients)]
 
     def __enter__(self) -> "Load":
-        with User(self.server, self.user) as user:
+        with self._sign_in() as user:
             self._tasks = [user.create(f"flip {n}")["id"] for n in range(len(self._threads))]
         self.started = time.monotonic()
         for thread in self._threads:
@@ -153,6 +161,12 @@ class Load:
         self._going = False
         for thread in self._threads:
             thread.join(30)
+
+    def _sign_in(self) -> User:
+        user = User(self.server, self.user)
+        if self.token:
+            user.headers["Authorization"] = f"Bearer {self.token}"
+        return user
 
     def _ask(self, user: User, method: str, path: str, body: Any = None) -> Answer | None:
         """The answer; None if whatever was asked for may or may not have been done."""
@@ -169,7 +183,7 @@ class Load:
     def _live(self, number: int) -> None:
         task = self._tasks[number]
         self.flipped[task] = False
-        with User(self.server, self.user) as user:
+        with self._sign_in() as user:
             turn = 0
             while self._going:
                 turn += 1
@@ -210,7 +224,7 @@ class Load:
         What was refused has not been done. Only no answer at all, or one that says so, leaves open
         what has been.
         """
-        with User(self.server, self.user) as user:
+        with self._sign_in() as user:
             tasks = user.tasks()
         titles = Counter(task["title"] for task in tasks)
         states = {task["id"]: task["completed"] for task in tasks}
