@@ -67,6 +67,9 @@ class Visit:
     def execute(self, name: str) -> tuple[int, Any]:
         """Send what is in the form, and return the status and the body that the page shows."""
         operation = self.operation(name)
+        clear = operation.locator(".btn-clear")
+        if clear.count():  # The page shows the previous response until the next one has come.
+            clear.click()
         operation.get_by_role("button", name="Execute").click()
         answer = operation.locator(".live-responses-table tr.response")
         status = answer.locator(".response-col_status").inner_text()
