@@ -70,8 +70,9 @@ class Checker:
     def same(self, tasks: list[Any], user: str) -> None:
         """The tasks are all of the user's, oldest first, with all fields."""
         rows = self.database.execute(
-            f"SELECT {', '.join(FIELDS)} FROM {self.service.table}"
-            f" WHERE user_id = '{user}' ORDER BY created_at"
+            f"SELECT {', '.join(FIELDS)} FROM {self.service.table} AS t WHERE user_id = '{user}'"
+            # Only one of the tables has this column.
+            " AND to_jsonb(t) ->> 'deleted_at' IS NULL ORDER BY created_at"
         )
         assert len(tasks) == len(rows), self.service.name
         for task, row in zip(tasks, rows, strict=True):
@@ -181,6 +182,15 @@ def check_writes(checker: Checker) -> None:
     checker.same([], "n0")
 
 
+def check_trash(checker: Checker) -> None:
+    task = checker.ask("POST", "n2/tasks", 201, json={"title": "x", "completed": True})
+    assert checker.ask("DELETE", "n2/tasks/completed/clear", 200)["deleted"] == 1
+    (deleted,) = checker.ask("GET", "n2/tasks/deleted", 200)
+    assert deleted == task | {"deleted_at": deleted["deleted_at"]}
+    assert checker.ask("POST", f"n2/tasks/{task['id']}/restore", 200) == task
+    checker.same([task], "n2")
+
+
 def check_completion(name: str, task: dict[str, Any]) -> None:
     """A completed task has the time of its completion, which is recent; another has none."""
     assert task["completed"] is (task["completed_at"] is not None), (name, task)
@@ -220,6 +230,7 @@ CHECKS: dict[str, Callable[[Checker], None]] = {
     "search": check_queries,
     "delete": check_writes,
     "create": check_input,
+    "restore": check_trash,
 }
 
 

@@ -59,7 +59,7 @@ def test_the_picture_is_a_small_one() -> None:
 @pytest.mark.parametrize("secret", ["", "Zm9v+/b=" * 5, '-$é "x' * 9])
 def test_the_lines_that_sign_a_token_sign_one(tmp_path: Path, secret: str) -> None:
     """They are run as they stand, and with other secrets in the place of theirs."""
-    lines = code((ROOT / "docs/tokens.md").read_text(), "sh", "openssl dgst")
+    lines = code(README, "sh", "openssl dgst")
     if secret:
         lines = re.sub("'the secret .*'", lambda _: f"'{secret}'", lines)
     done = subprocess.run(
