@@ -2,6 +2,7 @@
 
 import json
 import sys
+from math import nan
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,7 +28,7 @@ def draw_services(tables: dict[str, Table]) -> Figure:
     for n, name in enumerate(names):
         ours = name == OURS
         axes.plot(
-            [found[name] for found in table.values()],
+            [found.get(name, nan) for found in table.values()],
             rows,
             "o" if ours else MARKERS[n - 1],
             color="black" if ours else f"C{n - 1}",
