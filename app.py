@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             "servers": [{"url": "/"}],
         },
     )
-    app.extensions["auth"] = auth.create_verifier(settings)
+    verifier = app.extensions["auth"] = auth.create_verifier(settings)
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
     register_api(app)
@@ -65,8 +65,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
-    if settings.trash_days and not click.get_current_context(silent=True):
-        purge_daily(app, settings.trash_days)
+    # Flask's commands need none of this. Under `flask run`, the first request waits instead.
+    if not click.get_current_context(silent=True):
+        auth.fetch_keys(verifier)
+        bring_up_to_date(database)
+        if settings.trash_days:
+            purge_daily(app, settings.trash_days)
     return app
 
 
@@ -80,25 +84,19 @@ def register_api(app: Flask) -> None:
 
 
 def open_database(settings: Settings) -> TaskDatabase:
-    """Open the database and bring its schema up to date.
-
-    A Flask command skips the schema, since few need one. `flask run` does it at the first request.
-    """
-    database: TaskDatabase
     if settings.database_url.startswith("sqlite:///"):
-        database = Sqlite(settings.database_url.removeprefix("sqlite:///"), settings.threads)
-    else:
-        database = Postgres(settings.database_url, settings.database_schema, settings.threads)
-    if not click.get_current_context(silent=True):
-        try:
-            database.await_schema()
-        except ServiceUnavailable:
-            log.warning(
-                "started without the database; a later request brings its schema up to date"
-            )
-        except ForeignTable as error:
-            database.refusal = str(error)
-    return database
+        return Sqlite(settings.database_url.removeprefix("sqlite:///"), settings.threads)
+    return Postgres(settings.database_url, settings.database_schema, settings.threads)
+
+
+def bring_up_to_date(database: TaskDatabase) -> None:
+    """Migrate the database, or let a later request do it if the database is down."""
+    try:
+        database.await_schema()
+    except ServiceUnavailable:
+        log.warning("started without the database; a later request brings its schema up to date")
+    except ForeignTable as error:
+        database.refusal = str(error)
 
 
 def purge_daily(app: Flask, days: int) -> None:

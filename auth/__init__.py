@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 from flask import current_app, request
 from jwt import PyJWK
-from werkzeug.exceptions import Forbidden, HTTPException, Unauthorized
+from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, Unauthorized
 
 from auth.jwks import KeySet
 from settings import Settings
@@ -139,6 +139,13 @@ def create_verifier(settings: Settings) -> Verifier | None:
     if settings.jwt_jwks_url:
         return Verifier(settings, KeySet(settings.jwt_jwks_url))
     return Verifier(settings, None) if settings.jwt_secret else None
+
+
+def fetch_keys(verifier: Verifier | None) -> None:
+    """Fetch the issuer's keys, if there is an issuer, before many first requests wait for them."""
+    if verifier and verifier.keys:
+        with suppress(ServiceUnavailable):
+            verifier.keys.find(None)
 
 
 def authorize() -> None:
