@@ -29,8 +29,17 @@ def eventually(condition: Callable[[], Any], seconds: float) -> float:
     return time.monotonic() - start
 
 
+class Exchange:
+    """What a client sent last over a connection, and whether the server has answered it."""
+
+    query = b""
+    is_answered = True
+
+
 class Network:
-    """A TCP proxy to `port`. It delays queries, swallows packets, cuts, or loses answers."""
+    """A TCP proxy to `port`. It counts round trips, delays queries, swallows packets, cuts, or
+    loses answers.
+    """
 
     def __init__(self, port: int) -> None:
         self.upstream = port
@@ -38,6 +47,7 @@ class Network:
         self.swallows = False
         self.lose: Callable[[bytes], bool] = lambda _: False
         self.lost = 0
+        self.round_trips = 0
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._forgotten: set[tuple[socket.socket, socket.socket]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -89,17 +99,17 @@ class Network:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         pair = (client, server)
         self._pairs.add(pair)
-        asked = [b""]
-        back = threading.Thread(target=self._pump, args=(server, client, pair, asked), daemon=True)
-        back.start()
-        self._pump(client, server, pair, asked)
+        exchange = Exchange()
+        back = (server, client, pair, exchange)
+        threading.Thread(target=self._pump, args=back, daemon=True).start()
+        self._pump(client, server, pair, exchange)
 
     def _pump(
         self,
         source: socket.socket,
         target: socket.socket,
         pair: tuple[socket.socket, socket.socket],
-        asked: list[bytes],
+        exchange: Exchange,
     ) -> None:
         from_client = source is pair[0]
         with suppress(OSError, ValueError):
@@ -107,12 +117,15 @@ class Network:
                 while self.swallows or (pair in self._forgotten and pair in self._pairs):
                     time.sleep(0.05)
                 if from_client:
-                    asked[0] = data
+                    self.round_trips += exchange.is_answered
+                    exchange.query, exchange.is_answered = data, False
                     if data.startswith(b"Q"):
                         time.sleep(self.delay)
-                elif self.lose(asked[0]):
+                elif self.lose(exchange.query):
                     self.lost += 1
                     break
+                else:
+                    exchange.is_answered = True
                 target.sendall(data)
         self._close(pair)
 
