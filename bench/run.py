@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 
@@ -48,6 +49,7 @@ from bench.services import (
 from bench.wire import Wire, wire
 from testbed.cluster import Cluster
 
+OVERLOAD = 64
 FAR = ("get", "list 10", "create", "flip")
 SECRET = "a secret of more than 32 bytes, for measuring"
 Results = dict[str, dict[str, list[Figures]]]
@@ -187,14 +189,29 @@ def bare_round_trip(url: str) -> float:
     return median(taken) * 1000
 
 
+def compare_overload(database: Database, options: argparse.Namespace) -> None:
+    """The mix from twice as many clients as this service has connections to the database."""
+    results: Results = {"mix": defaultdict(list)}
+    for _ in range(options.rounds):
+        for service in WHOLE:
+            with ready(service, database, database.url, options.seconds) as (instance, work):
+                figures = measure(instance, database, work["mix"], options.seconds, OVERLOAD)
+                results["mix"][service.name].append(figures)
+    names = [service.name for service in WHOLE]
+    titles = {"p99": "p99 in ms", "p50": "p50 in ms", "per_second": "Requests a second"}
+    for figure, title in titles.items():
+        print_figures(f"{title}, {OVERLOAD} clients", names, results, attrgetter(figure))
+
+
 def compare_memory(database: Database, options: argparse.Namespace) -> None:
-    """PSS of the whole process tree, after the mix."""
-    cells = []
+    """PSS of the whole process tree, before and after the mix."""
+    rows: dict[str, list[str]] = {"idle": [], "after the mix": []}
     for service in WHOLE:
+        with serving(service, database.url) as instance:
+            rows["idle"].append(f"{memory(instance):.0f}")
         with ready(service, database, database.url, options.seconds) as (instance, work):
             measure(instance, database, work["mix"], options.seconds)
-            cells.append(f"{memory(instance):.0f}")
-    rows = {"after the mix": cells}
+            rows["after the mix"].append(f"{memory(instance):.0f}")
     print_table("Memory in MB, two workers", [service.name for service in WHOLE], rows)
 
 
@@ -387,6 +404,7 @@ PARTS = {
     "cpu": compare_cpu,
     "wire": compare_wire,
     "delay": compare_delay,
+    "overload": compare_overload,
     "memory": compare_memory,
     "start": compare_start,
     "tokens": compare_tokens,
