@@ -1,5 +1,6 @@
 """The task model, and the SQL statements of every operation."""
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -58,6 +59,9 @@ PRIORITY_RANKS = {
     **dict.fromkeys(("high", "p2", "2"), 3),
     **dict.fromkeys(("urgent", "critical", "p1", "1"), 4),
 }
+# One thread serializes at a time. All at once would be no faster, since each needs the interpreter,
+# and a short request would wait for a turn of each.
+serializing = threading.Lock()
 NO_SUCH_TASK = "There is no such task."
 # The namespace of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
 KEY_NAMESPACE = UUID("6f1c6ac4-5b0c-4c86-9d2a-0a8a4e0b7c11")
@@ -429,10 +433,11 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
     while limit and room_bytes > 0:
         # As many as fit if each is the longest: a page exceeds its size by one task at most.
         fits = 1 + room_bytes // LONGEST_TASK_BYTES
-        part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
-        if not part:
-            break
-        chunks += b",", orjson.dumps([to_task(row, pair) for row in part])[1:-1]
+        with serializing:
+            part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
+            if not part:
+                break
+            chunks += b",", orjson.dumps([to_task(row, pair) for row in part])[1:-1]
         last = part[-1]
         limit -= len(part)
         room_bytes -= len(chunks[-1])
