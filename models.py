@@ -159,14 +159,7 @@ class Cursor(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A list of tasks as chunks of JSON, and the cursor of the next page, if there is one."""
-
-    chunks: list[bytes]
-    cursor: Cursor | None
-
-
-class PagePart(NamedTuple):
-    """Part of a page: its tasks as chunks of JSON, and the cursor, if more tasks follow."""
+    """A page of tasks, or a part of one, as chunks of JSON, and the cursor if more tasks follow."""
 
     chunks: list[bytes]
     cursor: Cursor | None
@@ -380,8 +373,8 @@ def list_tasks(
     """
     values = {name: fold_all(filters.get(name)) for name in FILTERS} if filters else {}
 
-    def read_part(limit: int, room_bytes: int, *, measured: bool) -> PagePart:
-        part: PagePart = send(
+    def read_part(limit: int, room_bytes: int, *, measured: bool) -> Page:
+        part: Page = send(
             select_page,
             bool(filters),
             sort,
@@ -423,7 +416,7 @@ def fold_all(value: Any) -> Any:
     return fold(value) if isinstance(value, str) else value
 
 
-def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> PagePart:
+def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> Page:
     """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
     Only a few rows are in memory at a time: all of them would take many times the page's size.
@@ -442,9 +435,9 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
         limit -= len(part)
         room_bytes -= len(chunks[-1])
     if not rows.fetchone():
-        return PagePart(chunks, None)
+        return Page(chunks, None)
     key = last[SORT_TIMES.get(sort, -1)]
-    return PagePart(chunks, Cursor(sort, order, key, last[0]))
+    return Page(chunks, Cursor(sort, order, key, last[0]))
 
 
 @statement
