@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import marshmallow as ma
 import orjson
-from marshmallow.types import ErrorMessages
 
 import models
 from models import Cursor
@@ -22,10 +21,7 @@ NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
 TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
 NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
 TAGS_WITH_COMMAS = r"^(?!\s*\[)[^,\x00-\x1f\x7f-\x9f]{0,50}(,[^,\x00-\x1f\x7f-\x9f]{0,50}){0,19}$"
-PRIORITY_MESSAGES: ErrorMessages = {"invalid": "Must be a string or a whole number of 64 bits."}
-TAGS_MESSAGES: ErrorMessages = {
-    "invalid": "Must be an array of strings, or tags with commas between them."
-}
+NOT_TAGS = "Must be an array of strings, or tags with commas between them."
 NOT_A_CURSOR = "Not a cursor of this list: use the URL in the Link header."
 STATUSES = {
     "all": None,
@@ -51,28 +47,24 @@ SORT_WORDS = {
 class Priority(ma.fields.Field[str | None]):
     """A word, or None if it is blank. A whole number becomes its digits."""
 
-    default_error_messages = PRIORITY_MESSAGES
-
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
         if type(value) not in {str, int}:
-            raise self.make_error("invalid", input=value)
+            raise ma.ValidationError("Must be a string or a whole number of 64 bits.")
         return fields.to_word(str(value), 20) or None
 
 
 class Tags(ma.fields.Field[str]):
     """Tags as a JSON array, without blank ones and without repetitions in another case."""
 
-    default_error_messages = TAGS_MESSAGES
-
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
         items = self._split(value.strip()) if isinstance(value, str) else value
         if not isinstance(items, list):
-            raise self.make_error("invalid", input=value)
+            raise ma.ValidationError(NOT_TAGS)
         tags: dict[str, str] = {}
         for item in items:
             tag = item.get("name") if isinstance(item, dict) else item
             if not isinstance(tag, str):
-                raise self.make_error("invalid", input=value)
+                raise ma.ValidationError(NOT_TAGS)
             if tag := fields.to_word(tag, 50):
                 tags.setdefault(models.fold(tag), tag)
         if len(tags) > 20:
@@ -86,7 +78,7 @@ class Tags(ma.fields.Field[str]):
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            raise self.make_error("invalid", input=text) from error
+            raise ma.ValidationError(NOT_TAGS) from error
 
 
 class CursorField(ma.fields.String):

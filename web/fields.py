@@ -9,20 +9,15 @@ import marshmallow as ma
 from marshmallow.types import ErrorMessages
 from marshmallow.validate import Length, Range
 
-# Validation messages, in place of the libraries' own.
-MESSAGES: ErrorMessages = {"required": "Must be sent.", "null": "Must not be null."}
-TEXT_MESSAGES = MESSAGES | {"invalid": "Must be a string."}
-BOOLEAN_MESSAGES = MESSAGES | {"invalid": "Must be true or false."}
-DATE_MESSAGES = MESSAGES | {"invalid": "Must be a date in the form YYYY-MM-DD."}
-DATE_OR_TIME_MESSAGES = MESSAGES | {
-    "invalid": "Must be a date or a time, such as 2026-01-31, 2026-01-31T09:30:00 or"
-    " 2026-01-31T09:30:00Z."
+# Messages in place of marshmallow's own.
+MESSAGES: ErrorMessages = {
+    "required": "Must be sent.",
+    "null": "Must not be null.",
+    "invalid": "Must be a string.",
 }
-NOT_A_NUMBER = "Must be a whole number from {min:,} to {max:,}."
-NOT_A_CHOICE = "Must be one of: {choices}."
-TOO_MANY = "Must be at most {max} words."
-TOO_SHORT = "Shorter than minimum length {min}."
-TOO_LONG = "Longer than maximum length {max}."
+NOT_A_DATE_OR_TIME = (
+    "Must be a date or a time, such as 2026-01-31, 2026-01-31T09:30:00 or 2026-01-31T09:30:00Z."
+)
 # The rules of `to_word` and, but for the days of a month, of `DateOrTime`, for clients.
 WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
 LOCAL_TIME = (
@@ -54,21 +49,19 @@ def to_word(text: str, most: int) -> str:
     """Strip a word of at most `most` characters. Raises ValidationError."""
     word = text.strip()
     check_word(word)
-    if len(word) > most:
-        raise ma.ValidationError(TOO_LONG.format(max=most))
-    return word
+    return Length(max=most)(word)
 
 
 def length(most: int, *, least: int = 0) -> list[Callable[[Any], Any]]:
     """The validators of a string of `least` to `most` characters."""
-    shortest = [Length(min=least, error=TOO_SHORT)] if least else []
-    return [check_storable, *shortest, Length(max=most, error=TOO_LONG)]
+    shortest = [Length(min=least)] if least else []
+    return [check_storable, *shortest, Length(max=most)]
 
 
 class Text(ma.fields.String):
     """Any string."""
 
-    default_error_messages = TEXT_MESSAGES
+    default_error_messages = MESSAGES
 
 
 class StrippedText(Text):
@@ -81,11 +74,11 @@ class StrippedText(Text):
 class StrictBoolean(ma.fields.Boolean):
     """A JSON boolean. Marshmallow's own field also accepts 0, 1 and "yes"."""
 
-    default_error_messages = BOOLEAN_MESSAGES
+    default_error_messages = MESSAGES
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if value is not True and value is not False:
-            raise self.make_error("invalid", input=value)
+            raise ma.ValidationError("Must be true or false.")
         return bool(value)
 
 
@@ -93,20 +86,17 @@ class DecimalInteger(ma.fields.Integer):
     """A number in decimal digits. int() also accepts "1_000", " 5" and "٣"."""
 
     def __init__(self, least: int, most: int, **options: Any) -> None:
-        words = NOT_A_NUMBER.format(min=least, max=most)
-        options["error_messages"] = {"invalid": words}
-        super().__init__(validate=Range(least, most, error=words), **options)
+        self.message = f"Must be a whole number from {least:,} to {most:,}."
+        super().__init__(validate=Range(least, most, error=self.message), **options)
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if not re.fullmatch("[0-9]{1,18}", value):
-            raise self.make_error("invalid", input=value)
+            raise ma.ValidationError(self.message)
         return int(value)
 
 
 class Day(ma.fields.String):
     """A date as YYYY-MM-DD, which stays text. fromisoformat() also accepts 2026-W01-1."""
-
-    default_error_messages = DATE_MESSAGES
 
     def __init__(self, *, metadata: dict[str, Any]) -> None:
         super().__init__(metadata={"format": "date", **metadata})
@@ -115,13 +105,11 @@ class Day(ma.fields.String):
         try:
             return date.fromisoformat(value if value[4::3] == "--" else "").isoformat()
         except ValueError as error:
-            raise self.make_error("invalid", input=value) from error
+            raise ma.ValidationError("Must be a date in the form YYYY-MM-DD.") from error
 
 
 class DateOrTime(ma.fields.Field[str | None]):
     """A date, a time, or a time in a zone, as text in the same form. None if it is empty."""
-
-    default_error_messages = DATE_OR_TIME_MESSAGES
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
         if value == "":
@@ -135,7 +123,7 @@ class DateOrTime(ma.fields.Field[str | None]):
             text = (moment.astimezone(UTC) if zone else moment).isoformat()
             return text.replace("+00:00", "Z")
         except (ValueError, OverflowError) as error:
-            raise self.make_error("invalid", input=value) from error
+            raise ma.ValidationError(NOT_A_DATE_OR_TIME) from error
 
 
 class Choice(ma.fields.Field[Any]):
@@ -149,8 +137,7 @@ class Choice(ma.fields.Field[Any]):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         if value.lower() not in self.meanings:
-            choices = ", ".join(self.metadata["enum"])
-            raise ma.ValidationError(NOT_A_CHOICE.format(choices=choices))
+            raise ma.ValidationError(f"Must be one of: {', '.join(self.metadata['enum'])}.")
         return self.meanings[value.lower()]
 
 
@@ -171,5 +158,5 @@ class Words(ma.fields.Field[list[str] | None]):
         for word in words:
             check_word(word)
         if len(words) > self.most:
-            raise ma.ValidationError(TOO_MANY.format(max=self.most))
+            raise ma.ValidationError(f"Must be at most {self.most} words.")
         return words or None
