@@ -13,46 +13,35 @@ from web.parsing import StrictParser
 
 View = TypeVar("View", bound=Callable[..., Any])
 
-STRING = {"schema": {"type": "string"}}
+
+def header(description: str, **schema: Any) -> dict[str, Any]:
+    """A header, whose value is a string unless `schema` has another type."""
+    return {"description": description, "schema": {"type": "string", **schema}}
+
+
 REQUEST_HEADERS = {
-    "Idempotency-Key": {
-        "description": "A unique key for this request: 1 to 255 printable ASCII characters. A retry"
-        " with the same key returns the same task and creates nothing.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
-    },
-    "If-Match": {
-        "description": "The ETag that the task must still have, or `*`; otherwise 412.",
-        **STRING,
-    },
-    "If-None-Match": {
-        "description": "The ETag of your copy: 304 if it is still current.",
-        **STRING,
-    },
+    "Idempotency-Key": header(
+        "A unique key for this request: 1 to 255 printable ASCII characters. A retry with the same"
+        " key returns the same task and creates nothing.",
+        minLength=1,
+        maxLength=255,
+        pattern="^[ -~]+$",
+    ),
+    "If-Match": header("The ETag that the task must still have, or `*`; otherwise 412."),
+    "If-None-Match": header("The ETag of your copy: 304 if it is still current."),
 }
-RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
-    "ETag": {
-        "description": "The version of the content, for If-Match and If-None-Match.",
-        **STRING,
-    },
-    "Idempotent-Replayed": {
-        "description": "The key was used before: nothing was created.",
-        "schema": {"type": "string", "enum": ["true"]},
-    },
-    "Link": {
-        "description": 'The next page, if there is one: `<…>; rel="next"` (RFC 8288).',
-        "required": False,
-        **STRING,
-    },
-    "Location": {"description": "The path of the new task.", **STRING},
-    "Retry-After": {
-        "description": "The number of seconds to wait before a retry.",
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "WWW-Authenticate": {"description": "How to authenticate (RFC 6750).", **STRING},
-    "X-Request-ID": {"description": "The id of the request in the log.", **STRING},
+RESPONSE_HEADERS = {
+    "ETag": header("The version of the content, for If-Match and If-None-Match."),
+    "Idempotent-Replayed": header("The key was used before: nothing was created.", enum=["true"]),
+    "Link": header('The next page, if there is one: `<…>; rel="next"` (RFC 8288).'),
+    "Location": header("The path of the new task."),
+    "Retry-After": header(
+        "The number of seconds to wait before a retry.", type="integer", minimum=0
+    ),
+    "WWW-Authenticate": header("How to authenticate (RFC 6750)."),
+    "X-Request-ID": header("The id of the request in the log."),
 }
 PROBLEM_HEADERS = {401: ["WWW-Authenticate"], 503: ["Retry-After"]}
-TOKEN_PROBLEMS = (401, 403)
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -157,31 +146,25 @@ class Api(flask_smorest.Api):
             scheme["description"] = "A JWT whose `sub` is the `user_id` in the path."
             components.security_scheme("bearer", scheme)
         else:
-            statuses -= set(TOKEN_PROBLEMS)
-        for name, header in RESPONSE_HEADERS.items():
-            components.header(name, {"required": True, **header}, lazy=True)
-        for name, parameter in REQUEST_HEADERS.items():
-            components.parameter(name, "header", {"name": name, **parameter}, lazy=True)
-        components.response(
-            "NotModified",
-            {
-                "description": "Your copy is current.",
-                "headers": {name: name for name in ("ETag", "X-Request-ID")},
-            },
-            lazy=True,
-        )
+            statuses -= {401, 403}
+        for name, response_header in RESPONSE_HEADERS.items():
+            is_required = {"required": name != "Link"}
+            components.header(name, is_required | response_header, lazy=True)
+        for name, request_header in REQUEST_HEADERS.items():
+            components.parameter(name, "header", {"name": name, **request_header}, lazy=True)
+        not_modified = {
+            "description": "Your copy is current.",
+            "headers": {"ETag": "ETag", "X-Request-ID": "X-Request-ID"},
+        }
+        components.response("NotModified", not_modified, lazy=True)
         for status in statuses:
             content: dict[str, Any] = {"schema": problems.ProblemSchema}
             if status != 422:  # The example of ProblemSchema is a 422.
                 content["example"] = problems.example(status)
-            components.response(
-                response_name(status),
-                {
-                    "description": problems.DETAILS[status],
-                    "headers": {
-                        name: name for name in (*PROBLEM_HEADERS.get(status, ()), "X-Request-ID")
-                    },
-                    "content": {problems.CONTENT_TYPE: content},
-                },
-                lazy=True,
-            )
+            headers = (*PROBLEM_HEADERS.get(status, ()), "X-Request-ID")
+            problem = {
+                "description": problems.DETAILS[status],
+                "headers": {name: name for name in headers},
+                "content": {problems.CONTENT_TYPE: content},
+            }
+            components.response(response_name(status), problem, lazy=True)
