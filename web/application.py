@@ -5,14 +5,12 @@ from typing import Any
 
 import orjson
 from flask import Flask, Response, request
-from flask.json.provider import JSONProvider
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from server import log_request
 
 FOLDER = Path(__file__).parent
-# So that a terminal shows its prompt on a new line.
-NEWLINE = orjson.OPT_APPEND_NEWLINE
 
 
 class Application(Flask):
@@ -34,17 +32,15 @@ class Application(Flask):
         return super().wsgi_app(environ, log_request(environ, start_response))
 
 
-class OrjsonProvider(JSONProvider):
-    """Flask's JSON provider, with orjson."""
+class OrjsonProvider(DefaultJSONProvider):
+    """Flask's JSON provider, which writes with orjson."""
 
     def dumps(self, obj: Any, **_: Any) -> str:
         return orjson.dumps(obj).decode()
 
-    def loads(self, s: str | bytes, **_: Any) -> Any:
-        return orjson.loads(s)
-
     def response(self, *args: Any, **kwargs: Any) -> Response:
-        body = orjson.dumps(args[0] if args else kwargs, option=NEWLINE)
+        # With a line break at its end, so that a terminal shows its prompt on a new line.
+        body = orjson.dumps(args[0] if args else kwargs, option=orjson.OPT_APPEND_NEWLINE)
         return Response(body, mimetype="application/json")
 
 
