@@ -104,9 +104,8 @@ def refuse_impossible_ids() -> None:
 
     A preflight passes: if it failed, the browser would not let the page read the 404.
     """
-    if request.method == "OPTIONS" or not request.view_args:
-        return
-    if request.view_args.get("task_id", "") is None:
+    is_impossible = (request.view_args or {}).get("task_id", "") is None
+    if is_impossible and request.method != "OPTIONS":
         raise NotFound(models.NO_SUCH_TASK)
 
 
