@@ -294,7 +294,6 @@ class TaskQuerySchema(QuerySchema):
     )
     completed = fields.Choice(
         {"true": True, "false": False},
-        ("true", "false"),
         metadata={"description": "Like `status`, which overrides it unless it is `all`."},
     )
     priority = fields.Words(
@@ -341,7 +340,6 @@ class TaskQuerySchema(QuerySchema):
     )
     order = fields.Choice(
         {"asc": "asc", "desc": "desc"},
-        ("asc", "desc"),
         metadata={
             "description": "Ascending or descending (also `sort_order`). The default is `asc`; for"
             " `priority` it is `desc`, the most urgent first. Tasks without a due date are the last"

@@ -127,12 +127,12 @@ class DateOrTime(ma.fields.Field[str | None]):
 
 
 class Choice(ma.fields.Field[Any]):
-    """A word in any case, which becomes its meaning. A message lists only the `main` words."""
+    """A word in any case, which becomes its meaning. Messages list the `main` words, or all."""
 
     def __init__(
-        self, meanings: Mapping[str, Any], main: Iterable[str], *, metadata: dict[str, Any]
+        self, meanings: Mapping[str, Any], main: Iterable[str] = (), *, metadata: dict[str, Any]
     ) -> None:
-        super().__init__(metadata={"type": "string", "enum": [*main], **metadata})
+        super().__init__(metadata={"type": "string", "enum": [*(main or meanings)], **metadata})
         self.meanings = {word.lower(): meaning for word, meaning in meanings.items()}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
