@@ -119,7 +119,7 @@ def logging_config(level: str) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"lines": {"()": create_formatter}},
+        "formatters": {"lines": {"()": TextFormatter if sys.stderr.isatty() else JsonFormatter}},
         "filters": {"gunicorn": {"()": GunicornFilter}},
         "handlers": {"stderr": {"()": StderrHandler, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
@@ -134,10 +134,6 @@ def logging_config(level: str) -> dict[str, Any]:
 
 def configure_logging(level: str) -> None:
     logging.config.dictConfig(logging_config(level))
-
-
-def create_formatter() -> logging.Formatter:
-    return TextFormatter() if sys.stderr.isatty() else JsonFormatter()
 
 
 def escape(text: str) -> str:
