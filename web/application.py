@@ -1,6 +1,5 @@
 """Flask with the behavior that this API needs."""
 
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -10,16 +9,12 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from server import log_request
 
-FOLDER = Path(__file__).parent
-
 
 class Application(Flask):
     """Flask that ignores a trailing slash and logs every request."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "app", template_folder=FOLDER / "templates", static_folder=FOLDER / "static"
-        )
+        super().__init__(__name__)
         self.json = OrjsonProvider(self)
         self.config["SEND_FILE_MAX_AGE_DEFAULT"] = 3600
         self.url_map.merge_slashes = False
