@@ -126,14 +126,11 @@ class TaskDatabase(peewee.Database):
         """
         with self._schema_lock():
             runner = Runner(self, str(MIGRATIONS), schema=self.schema)
-            status = runner.status()
+            applied = [migration.applied for migration in runner.status()]
+            if not any(applied) and self._has("task"):
+                raise ForeignTable(FOREIGN_TABLE)
             # `up` always creates the runner's own table, which some database users may not do.
-            if all(migration.applied for migration in status):
-                names: list[str] = []
-            else:
-                if not any(migration.applied for migration in status) and self._has("task"):
-                    raise ForeignTable(FOREIGN_TABLE)
-                names = runner.up()
+            names: list[str] = [] if all(applied) else runner.up()
         for name in names:
             log.info("applied the migration %s", name)
         self._schema_is_current = True
