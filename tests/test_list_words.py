@@ -516,6 +516,37 @@ def test_what_no_task_can_have_finds_nothing(filtered: User, query: str) -> None
         assert response.json() == []
 
 
+IGNORED = [
+    "sort=%FF&sort=title",
+    "limit=%FF&limit=1",
+    "sort_by=%FF&sort=title",
+    "q=%ff&search=s",
+    "status=%FF&status=all",
+    "order=%ED%A0%80&order=asc",
+    f"status={'x' * 8000}&status=all",
+]
+
+
+@pytest.mark.parametrize("query", IGNORED)
+def test_an_overridden_value_has_no_effect_on_the_link(tied: User, query: str) -> None:
+    """Whatever it is: it is neither checked nor repeated."""
+    response = tied.get(f"/tasks?limit=1&{query}")
+    assert response.status_code == 200
+    url = response.links["next"]["url"]
+    assert len(url) < 500 and "%FF" not in url and "%ED" not in url
+    assert tied.get(tied.server.url + url).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["limit=%FF&limit=1", "offset=%FF&offset=0&limit=1"])
+def test_an_overridden_value_has_no_effect_on_the_link_of_the_trash(
+    server: Server, query: str
+) -> None:
+    with User(server, f"trash-{uuid4()}") as user:
+        user.to_trash()
+        user.to_trash()
+        assert "next" in user.get(f"/tasks/deleted?{query}").links
+
+
 @pytest.mark.parametrize("sort", ["title", "due_date", "created"])
 def test_a_link_is_never_too_long_to_follow(server: Server, sort: str) -> None:
     """Some filters fit into a request, but not into a link, which is longer by its cursor."""
