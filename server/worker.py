@@ -37,7 +37,7 @@ FIELD = re.compile(
     rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE
 )
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-CHUNK = re.compile(rb"([0-9a-fA-F]{1,16})[^\r\n]*\r\n")
+CHUNK = re.compile(rb"([0-9a-fA-F]+)(?:;[^\r\n]*)?\r\n")
 HEALTH = re.compile(rb"(?:GET|HEAD) /health/?[ ?]")
 
 
@@ -107,13 +107,16 @@ class Incoming:
         while chunk := CHUNK.match(self.data, self._searched):
             begin, size = chunk.end(), int(chunk[1], 16)
             if size == 0:
-                ends = self.data.startswith(b"\r\n", begin)
-                self.is_whole = ends or self.data.find(b"\r\n\r\n", begin) >= 0
+                self.is_whole = self.data.startswith(b"\r\n", begin)
+                if self.data.find(b"\r\n\r\n", begin) >= 0:  # Trailers, which may be malformed.
+                    return True
                 break
             if self._decoded + min(size, len(self.data) - begin) > MAX_BODY:
                 return True
             if begin + size + 2 > len(self.data):
                 break
+            if not self.data.startswith(b"\r\n", begin + size):
+                return True
             self._decoded += size
             self._searched = begin + size + 2
         is_malformed = not chunk and self.data.find(b"\r\n", self._searched) >= 0
