@@ -21,7 +21,12 @@ class Application(Flask):
         self.before_request(refuse_other_spellings)
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
+        # No answer depends on the host, and Werkzeug refuses some.
+        environ["HTTP_HOST"] = "localhost"
         path = environ["PATH_INFO"]
+        if not path.startswith("/api/"):
+            # For a file, Werkzeug would answer with a 412 that is no problem document.
+            environ.pop("HTTP_IF_MATCH", None)
         if path.endswith("/") and path != "/":
             environ["PATH_INFO"] = path[:-1]
         return super().wsgi_app(environ, log_request(environ, start_response))
