@@ -113,6 +113,12 @@ def test_no_other_origin_learns_from_a_preflight(user: User, path: str, status: 
     assert (response.status_code, allowed(response)) == (status, {})
 
 
+def test_options_in_lower_case_is_no_preflight(server: Server) -> None:
+    request = b"options /api/a/tasks HTTP/1.1\r\nHost: x\r\nOrigin: http://localhost:3000\r\n\r\n"
+    status, headers, _ = server.send(request)
+    assert (status, headers["content-type"]) == (405, "application/problem+json")
+
+
 def test_without_an_origin_there_is_nothing_but_vary(user: User) -> None:
     response = user.get("/tasks")
     assert allowed(response) == {}

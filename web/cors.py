@@ -35,10 +35,13 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
             return response
         # If every origin is allowed, the response is the same for each: it needs no `Vary`.
         origin = "*" if anyone else request.headers.get("Origin")
-        is_allowed, is_preflight = origin in origins, request.method == "OPTIONS"
+        # Not request.method, which is in upper case: `options` is a 405.
+        is_preflight = request.environ["REQUEST_METHOD"] == "OPTIONS"
+        is_allowed = origin in origins
         if is_allowed and is_preflight:
             response.status_code = 200
             response.data = b""
+            response.headers.pop("Content-Type", None)
         if not anyone:
             response.headers.add("Vary", "Origin")
         if is_allowed:
