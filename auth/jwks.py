@@ -147,6 +147,8 @@ def read_keys(document: dict[str, Any]) -> Keys:
                 # PyJWT does not know the newer name.
                 key = PyJWK(public, "EdDSA" if algorithm == "Ed25519" else algorithm)
                 key.algorithm_name = algorithm
+                if key.Algorithm.check_key_length(key.key):
+                    continue  # Too short: no token would be accepted.
                 keys.setdefault(member.get("kid"), {}).setdefault(algorithm, key)
     if not keys:
         members = [member for member in document["keys"] if isinstance(member, dict)]

@@ -140,6 +140,7 @@ UNUSABLE_KEYS = {
     "a P-256 key named P-384": Key("ES256", "1", crv="P-384"),
     "a P-384 key named ES256": Key("ES384", "1", alg="ES256"),
     "an Ed25519 key named ES256": Key("EdDSA", "1", alg="ES256"),
+    "an RSA key of 1024 bits": Key("RS256 of 1024 bits", "1"),
     "a secret": Key("EdDSA", "1", kty="oct", crv=None, x=None, k="c2VjcmV0", alg="HS256"),
     "a certificate only": Key("RS256", "1", n=None, e=None, x5c=["MIIB"]),
 }
