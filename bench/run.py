@@ -27,7 +27,7 @@ import psycopg2
 import requests
 
 from bench.conformance import check, check_floor
-from bench.data import OPERATIONS, READS, TABLES, Database
+from bench.data import OPERATIONS, READS, TABLES, TASKS_PER_SECOND, Database
 from bench.load import Figures, measure, memory, open_connections, warm_up
 from bench.services import (
     ALL,
@@ -94,6 +94,7 @@ def take_turns(
         return with_tokens(found, tokens) if tokens and service is services[-1] else found
 
     results: Results = defaultdict(lambda: defaultdict(list))
+    doomed = TASKS_PER_SECOND * options.seconds
     with ExitStack() as stack:
         running = [(each, stack.enter_context(serving(each, database.url))) for each in services]
         for service, instance in running:
@@ -102,12 +103,12 @@ def take_turns(
             first = turn % len(running)
             order = running[first:] + running[:first]
             for table in TABLES:
-                database.restore(table, 10_000 * options.seconds)
+                database.restore(table, doomed)
             for operation in operations:
                 for service, instance in order:
                     if service.has(operation):
                         if operation not in READS:
-                            doomed, deleted = 10_000 * options.seconds, operation == "restore"
+                            deleted = operation == "restore"
                             database.restore(service.table, doomed, deleted=deleted)
                         lines = work(service)
                         warm_up(instance, lines["get"])
@@ -261,7 +262,7 @@ def ready(
     service: Service, database: Database, url: str, seconds: int
 ) -> Iterator[tuple[Instance, dict[str, list[str]]]]:
     """The service, running and warm, and the requests of each operation on a table as it was."""
-    database.restore(service.table, 10_000 * seconds)
+    database.restore(service.table, TASKS_PER_SECOND * seconds)
     work = database.requests(service.table, seconds)
     with serving(service, url) as instance:
         open_connections(instance, work["get"])
