@@ -21,6 +21,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http import get_parser
 from gunicorn.http.errors import NoMoreData
+from gunicorn.http.message import RFC9110_6_5_1_FORBIDDEN_TRAILER
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from settings import MAX_BODY
@@ -38,6 +39,12 @@ FIELD = re.compile(
 )
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 CHUNK = re.compile(rb"([0-9a-fA-F]+)(?:;[^\r\n]*)?\r\n")
+# The end of a chunked body. After other trailers, the parser closes the connection.
+TRAILERS = re.compile(
+    rb"(?:(?!(?:%b):)[a-z0-9-]+:[^\r\n]*\r\n){0,50}\r\n"
+    % "|".join(RFC9110_6_5_1_FORBIDDEN_TRAILER).encode(),
+    re.IGNORECASE,
+)
 HEALTH = re.compile(rb"(?:GET|HEAD) /health/?[ ?]")
 
 
@@ -107,8 +114,8 @@ class Incoming:
         while chunk := CHUNK.match(self.data, self._searched):
             begin, size = chunk.end(), int(chunk[1], 16)
             if size == 0:
-                self.is_whole = self.data.startswith(b"\r\n", begin)
-                if self.data.find(b"\r\n\r\n", begin) >= 0:  # Trailers, which may be malformed.
+                self.is_whole = bool(TRAILERS.match(self.data, begin))
+                if self.data.find(b"\r\n\r\n", begin) >= 0:
                     return True
                 break
             if self._decoded + min(size, len(self.data) - begin) > MAX_BODY:

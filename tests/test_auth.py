@@ -362,7 +362,7 @@ def test_the_reason_says_what_was_found_and_expected(
 def test_the_reason_names_the_key_and_the_algorithm(
     secret_verifier: Verifier, key_verifier: Verifier, keys: dict[str, Key]
 ) -> None:
-    known = "expected ['EdDSA', 'ES256', 'RS256', 'weak']"
+    known = "expected ['EdDSA', 'ES256', 'RS256']"
     for kid in (None, "new", "\n\u7528"):
         token = keys["EdDSA"].sign(claims(), kid=kid)
         assert assert_invalid(key_verifier, token) == f"Unknown key: found kid {kid!a}, {known}"

@@ -352,6 +352,7 @@ ODD_CHUNKS = {
     "a size with a space": b"1 \r\na\r\n0\r\n\r\n",
     "data without its end": b"3\r\nabcXX0\r\n\r\n",
     "101 trailers": b"0\r\n" + b"a: b\r\n" * 101 + b"\r\n",
+    "a host as a trailer": b"0\r\nHost: x\r\n\r\n",
     "a length as a trailer": b"0\r\nContent-Length: 5\r\n\r\n",
 }
 
