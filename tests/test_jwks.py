@@ -109,7 +109,7 @@ def test_a_known_key_is_used_while_the_issuer_is_wrong(
         for _ in range(50):
             start = time.monotonic()
             assert keys.find("old")
-            assert time.monotonic() - start < 0.4
+            assert time.monotonic() - start < 0.1
         assert eventually(lambda: f"{issuer.url} could not be fetched" in caplog.text)
     assert keys.find("old")
     assert keys.find("evil") is None
@@ -133,7 +133,7 @@ def test_without_any_key_there_is_a_503_in_time(
         return time.monotonic() - start
 
     with ThreadPoolExecutor(16) as pool:
-        assert max(pool.map(find, range(16))) < 2.0
+        assert max(pool.map(find, range(16))) < 1.0
     if how != "gone":
         assert eventually(lambda: issuer.requests == 1)
 
@@ -189,7 +189,7 @@ def test_a_head_that_does_not_end_holds_one_thread(
         start = time.monotonic()
         assert keys.find("unknown") is None
         assert keys.find("old")
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 0.5
     assert issuer.requests == 2
     issuer.endless = b""
     issuer.publish()
@@ -259,7 +259,7 @@ def test_a_hanging_issuer_does_not_hold_up_who_waits_in_line(
 
     with ThreadPoolExecutor(20) as pool:
         took = sorted(pool.map(find, range(20)))
-    assert took[15] < 0.9
+    assert took[15] < 0.5
     assert took[16:] == [100.0] * jwks.MAX_WAITING
 
 

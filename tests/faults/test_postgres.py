@@ -31,10 +31,6 @@ def server(tmp_path: Path, cluster: Cluster, database: str, network: Network) ->
     assert PASSWORD not in log
 
 
-# In seconds. A busy machine can stop for one; behind a lost database, a request waits for four.
-AT_ONCE = 2.0
-
-
 def health(server: Server) -> float:
     """How long /health took. Fails if it is not a 200."""
     start = time.monotonic()
@@ -80,7 +76,7 @@ def test_no_database_at_the_start(tmp_path: Path, cluster: Cluster, database: st
             assert refused.headers["Content-Type"] == "application/problem+json"
             assert int(refused.headers["Retry-After"]) >= 1
             assert PASSWORD not in refused.text and "127.0.0.1" not in refused.text
-        assert health(server) < AT_ONCE
+        assert health(server) < 0.5
         cluster.start()
         took = eventually(lambda: user.get("/tasks").status_code == 200, 5)
         user.create()
@@ -105,7 +101,7 @@ def test_a_restart_under_load(server: Server, cluster: Cluster, mode: str) -> No
     load.check(f"restart ({mode})", allowed={200, 201, 503})
     first = load.first_success(back)
     print(f"the first success {first:.2f} s after its return")
-    assert first < AT_ONCE
+    assert first < 2
     assert set(load.statuses(since=back + 2)) <= {200, 201}
     before = Counter(status for _, end, _, status in load.answers if end < away - 0.5)
     assert set(before) <= {200, 201}
@@ -140,7 +136,7 @@ def swallow(server: Server, network: Network, seconds: float, what: str) -> None
     load.check(what, allowed={200, 201, 503})
     print(f"/health {longest:.3f} s at most; the first success {took:.2f} s after the return")
     assert load.slowest() < 10
-    assert longest < AT_ONCE
+    assert longest < 0.5
     assert load.first_success(back) < 5
 
 

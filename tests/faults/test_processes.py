@@ -104,13 +104,13 @@ def test_a_worker_is_killed(server: Server) -> None:
         victim = workers(server).pop()
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
-        took = eventually(lambda: len(workers(server) - {victim}) == 2, 10)
+        took = eventually(lambda: len(workers(server) - {victim}) == 2, 2)
         time.sleep(1)
     load.check("a worker killed", allowed={200, 201, 0})
     lost = [answer for answer in load.answers if answer[3] == 0]
     print(f"{len(lost)} requests in flight were lost; a new worker after {took:.2f} s")
     assert len(lost) <= 12
-    assert all(start < killed + took for start, _, _, _ in lost)
+    assert all(start < killed + 1 for start, _, _, _ in lost)
     # The master logs that its worker was killed; nothing else is an error.
     log = server.log_file.read_text().replace('"level":"error","message":"Worker (pid:', "")
     server.log_file.write_text(log)
