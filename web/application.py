@@ -31,6 +31,10 @@ class Application(Flask):
             environ["PATH_INFO"] = path[:-1]
         return super().wsgi_app(environ, log_request(environ, start_response))
 
+    def ensure_sync(self, func: Any) -> Any:
+        """Return the view as it is: Flask would ask of each request whether it is a coroutine."""
+        return func
+
 
 class OrjsonProvider(DefaultJSONProvider):
     """Flask's JSON provider, which writes with orjson."""
