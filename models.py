@@ -1,7 +1,9 @@
 """The task model, and the SQL statements of every operation."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import getrandbits
@@ -50,6 +52,8 @@ UNMEASURED_TASKS = 400
 LONGEST_TASK_BYTES = 40_000
 # The tasks that one statement removes, and the pause before the next one.
 REMOVED_AT_ONCE, PAUSE_S = 1000, 0.1
+# For how long a thread has the interpreter while others wait: Python's default, and for long lists.
+TURN_S, SHORT_TURN_S = sys.getswitchinterval(), 0.001
 # A list is sorted by this many characters of a title, since a cursor has them in a URL.
 TITLE_KEY_LENGTH = 100
 # How urgent a task is, for sorting. Every other word is a 2.
@@ -59,9 +63,7 @@ PRIORITY_RANKS = {
     **dict.fromkeys(("high", "p2", "2"), 3),
     **dict.fromkeys(("urgent", "critical", "p1", "1"), 4),
 }
-# One thread serializes at a time. All at once would be no faster, since each needs the interpreter,
-# and a short request would wait for a turn of each.
-serializing = threading.Lock()
+serialization = threading.Lock()
 NO_SUCH_TASK = "There is no such task."
 # The namespace of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
 KEY_NAMESPACE = UUID("6f1c6ac4-5b0c-4c86-9d2a-0a8a4e0b7c11")
@@ -416,6 +418,20 @@ def fold_all(value: Any) -> Any:
     return fold(value) if isinstance(value, str) else value
 
 
+@contextmanager
+def serializing() -> Iterator[None]:
+    """Let one thread serialize at a time, and others run in between: they may answer `/health`.
+
+    All at once would be no faster. Short turns for all requests would cost a tenth of a GET's CPU.
+    """
+    with serialization:
+        sys.setswitchinterval(SHORT_TURN_S)
+        try:
+            yield
+        finally:
+            sys.setswitchinterval(TURN_S)
+
+
 def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> Page:
     """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
@@ -426,7 +442,7 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
     while limit and room_bytes > 0:
         # As many as fit if each is the longest: a page exceeds its size by one task at most.
         fits = 1 + room_bytes // LONGEST_TASK_BYTES
-        with serializing:
+        with serializing():
             part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
             if not part:
                 break

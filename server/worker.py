@@ -7,7 +7,6 @@ and a bounded amount of memory, but no thread.
 
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -180,10 +179,8 @@ class Worker(ThreadWorker):
     def init_process(self) -> None:
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
-        # /health has its own thread: platforms restart a service that answers it too late. While
-        # others write long lists, each of its turns waits for this time, which is 5 ms by default.
+        # /health has its own thread: platforms restart a service that answers it too late.
         self.health = ThreadPoolExecutor(1)
-        sys.setswitchinterval(0.001)
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
