@@ -8,10 +8,12 @@ and a bounded amount of memory, but no thread.
 import re
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from selectors import EVENT_READ, EVENT_WRITE
+from threading import Thread
 from time import monotonic
 from typing import Any
 
@@ -45,6 +47,9 @@ TRAILERS = re.compile(
     re.IGNORECASE,
 )
 HEALTH = re.compile(rb"(?:GET|HEAD) /health/?[ ?]")
+# What Gunicorn's `finish_request` takes for a connection that is kept.
+KEPT: Future[bool] = Future()
+KEPT.set_result(True)
 
 
 class Incoming:
@@ -167,6 +172,28 @@ class Connection(TConn):
         return len(self.incoming.data) + sum(map(len, self.sock.unsent))
 
 
+class ThreadPool:
+    """Threads that call functions. A Future for each call would cost a tenth of a GET's CPU."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._started = size, 0
+        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
+
+    def submit(self, call: Callable[[], object], busy: int) -> None:
+        """Call it in a thread. Start one if `busy`, the number of unfinished calls, exceeds them.
+
+        So few clients use few threads: each keeps some of the memory that a long list needed.
+        """
+        if self._started < min(busy, self._size):
+            self._started += 1
+            Thread(target=self._run, daemon=True).start()
+        self._calls.put(call)
+
+    def _run(self) -> None:
+        while True:
+            self._calls.get()()
+
+
 class Worker(ThreadWorker):
     """A worker whose event loop holds every connection that no thread is handling."""
 
@@ -180,7 +207,7 @@ class Worker(ThreadWorker):
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
         # /health has its own thread: platforms restart a service that answers it too late.
-        self.health = ThreadPoolExecutor(1)
+        self.threads, self.health_thread = ThreadPool(self.cfg.threads), ThreadPool(1)
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
@@ -213,9 +240,10 @@ class Worker(ThreadWorker):
             self.drop(conn)
         elif incoming.can_parse() or ends:
             self.stop_waiting(conn)
-            threads = self.health if HEALTH.match(incoming.data) else self.tpool
-            future = threads.submit(self.handle, conn)
-            future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
+            is_health = HEALTH.match(incoming.data)
+            threads = self.health_thread if is_health else self.threads
+            busy = self.nr_conns - len(self.waiting) - len(self.keepalived_conns)
+            threads.submit(partial(self.respond, conn), busy)
         else:
             if incoming.expects_continue:
                 incoming.expects_continue = False
@@ -225,8 +253,8 @@ class Worker(ThreadWorker):
             return False
         return True
 
-    def handle(self, conn: Any) -> bool:
-        """Handle a request in a thread. Returns True if the connection is kept."""
+    def respond(self, conn: Any) -> None:
+        """Handle a request in a thread, and give the connection back to the loop."""
         request, keeps = None, False
         try:
             request = next(conn.parser)
@@ -238,30 +266,29 @@ class Worker(ThreadWorker):
         except Exception as error:
             if not conn.sock.unsent:
                 self.handle_error(request, conn.sock, conn.client, error)
-        conn.sock.flush()
-        return keeps
+        with suppress(OSError):  # The loop tries again, and drops a lost connection.
+            conn.sock.flush()
+        self.method_queue.defer(self.finish, conn, keeps)
 
-    def finish_request(self, conn: Any, fs: Future[bool]) -> None:
+    def finish(self, conn: Connection, keeps: bool) -> None:
         """Send the rest of the response, then wait for the next request or close."""
-        if fs.cancelled() or fs.exception():
-            self.drop(conn)
-        elif conn.sock.unsent:
-            self.wait(conn, EVENT_WRITE, partial(self.send, answered=fs))
-        elif not fs.result():
+        if conn.sock.unsent:
+            self.wait(conn, EVENT_WRITE, partial(self.send, keeps=keeps))
+        elif not keeps:
             self.linger(conn)
         elif conn.incoming.data:
             self.enqueue_req(conn)
         else:
-            super().finish_request(conn, fs)
+            self.finish_request(conn, KEPT)
 
-    def send(self, conn: Connection, answered: Future[bool]) -> None:
+    def send(self, conn: Connection, keeps: bool) -> None:
         self.stop_waiting(conn)
         try:
             conn.sock.flush()
         except OSError:
             self.drop(conn)
         else:
-            self.finish_request(conn, answered)
+            self.finish(conn, keeps)
 
     def linger(self, conn: Connection) -> None:
         """Let the client close first, or it may lose the response (RFC 9112, section 9.6)."""
