@@ -165,6 +165,7 @@ class Connection(TConn):
         field_size = cfg.limit_request_field_size + len("\r\n")
         self.incoming = Incoming(cfg.limit_request_line + cfg.limit_request_fields * field_size)
         self.parser = get_parser(cfg, self.incoming, client)
+        self.counted_bytes = 0
 
     @property
     def size(self) -> int:
@@ -206,6 +207,7 @@ class Worker(ThreadWorker):
     def init_process(self) -> None:
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
+        self.waiting_bytes = 0
         # /health has its own thread: platforms restart a service that answers it too late.
         self.threads, self.health_thread = ThreadPool(self.cfg.threads), ThreadPool(1)
         super().init_process()
@@ -250,6 +252,7 @@ class Worker(ThreadWorker):
                 conn.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 with suppress(OSError):
                     conn.sock.flush()
+            self.count(conn)
             return False
         return True
 
@@ -314,10 +317,18 @@ class Worker(ThreadWorker):
         """Call `callback` each time the client is ready. Its bytes do not extend WAIT_S."""
         self.poller.register(conn.sock, event, lambda _: callback(conn))
         self.waiting[conn] = monotonic() + WAIT_S
+        self.count(conn)
 
     def stop_waiting(self, conn: Connection) -> None:
         if self.waiting.pop(conn, None):
             self.poller.unregister(conn.sock)
+            self.count(conn)
+
+    def count(self, conn: Connection) -> None:
+        """Update `waiting_bytes`. A sum over all connections for each event would be too slow."""
+        size = conn.size if conn in self.waiting else 0
+        self.waiting_bytes += size - conn.counted_bytes
+        conn.counted_bytes = size
 
     def drop(self, conn: Connection) -> None:
         self.stop_waiting(conn)
@@ -327,16 +338,11 @@ class Worker(ThreadWorker):
     def murder_pending(self) -> None:
         """Drop connections past their deadline, and the oldest if too many wait (an override)."""
         now = monotonic() + (0.0 if self.alive else WAIT_S - STOP_S)
-        held = sum(conn.size for conn in self.waiting)
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))
-            if (
-                until > now
-                and held <= MAX_WAITING_BYTES
-                and self.nr_conns < self.worker_connections
-            ):
+            fits = self.waiting_bytes <= MAX_WAITING_BYTES
+            if until > now and fits and self.nr_conns < self.worker_connections:
                 break
-            held -= conn.size
             if conn.incoming.data and not conn.sock.unsent:
                 util.write_error(conn.sock, 408, "Request Timeout", "")
                 with suppress(OSError):
