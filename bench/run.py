@@ -248,7 +248,7 @@ def compare_tokens(database: Database, options: argparse.Namespace) -> None:
     """This service against itself, with a token of its own for each user."""
     signed = replace(OURS, name="with tokens", environment={"JWT_SECRET": SECRET})
     expires = int(time.time()) + 3600
-    users = [f"{kind}{n}" for kind in "abcdn" for n in range(1, 1001)]
+    users = [f"{kind}{n}" for kind in "abcden" for n in range(1, 1001)]
     tokens = {user: jwt.encode({"sub": user, "exp": expires}, SECRET) for user in users}
     results = take_turns((OURS, signed), ("get", "mix"), database, options, tokens)
     names = [OURS.name, signed.name]
