@@ -40,14 +40,14 @@ FIELD = re.compile(
 )
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 CHUNK = re.compile(rb"([0-9a-fA-F]+)(?:;[^\r\n]*)?\r\n")
-# The end of a chunked body. After other trailers, the parser closes the connection.
+# The end of a chunked body. After other trailers, the connection is closed.
 TRAILERS = re.compile(
     rb"(?:(?!(?:%b):)[a-z0-9-]+:[^\r\n]*\r\n){0,50}\r\n"
     % "|".join(RFC9110_6_5_1_FORBIDDEN_TRAILER).encode(),
     re.IGNORECASE,
 )
 HEALTH = re.compile(rb"(?:GET|HEAD) /health/?[ ?]")
-# What Gunicorn's `finish_request` takes for a connection that is kept.
+# The result with which Gunicorn's `finish_request` keeps a connection.
 KEPT: Future[bool] = Future()
 KEPT.set_result(True)
 
@@ -115,6 +115,7 @@ class Incoming:
         self._head = self._searched = end
 
     def _has_chunks(self) -> bool:
+        """Do the work of `can_parse` for a chunked body."""
         while chunk := CHUNK.match(self.data, self._searched):
             begin, size = chunk.end(), int(chunk[1], 16)
             if size == 0:
@@ -181,9 +182,10 @@ class ThreadPool:
         self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
 
     def submit(self, call: Callable[[], object], busy: int) -> None:
-        """Call it in a thread. Start one if `busy`, the number of unfinished calls, exceeds them.
+        """Run `call` in a thread. Start another thread if there are fewer than `busy`.
 
-        So few clients use few threads: each keeps some of the memory that a long list needed.
+        `busy` is the number of calls that are not finished, with this one. A few clients thus use a
+        few threads, each of which keeps some memory of its longest list.
         """
         if self._started < min(busy, self._size):
             self._started += 1
@@ -227,7 +229,7 @@ class Worker(ThreadWorker):
             self.wait(conn, EVENT_READ, self.receive)
 
     def receive(self, conn: Connection) -> bool:
-        """Read what has arrived. Returns True if the request is whole or the client left."""
+        """Read what has arrived. Returns False if more must arrive before anything can be done."""
         incoming, ends = conn.incoming, False
         try:
             data = conn.sock.recv(RECEIVE_BYTES)
@@ -269,8 +271,11 @@ class Worker(ThreadWorker):
         except Exception as error:
             if not conn.sock.unsent:
                 self.handle_error(request, conn.sock, conn.client, error)
-        with suppress(OSError):  # The loop tries again, and drops a lost connection.
+        try:
             conn.sock.flush()
+        except OSError:  # The client left, or Gunicorn closed the socket after half a response.
+            conn.sock.unsent.clear()
+            keeps = False
         self.method_queue.defer(self.finish, conn, keeps)
 
     def finish(self, conn: Connection, keeps: bool) -> None:
@@ -336,7 +341,10 @@ class Worker(ThreadWorker):
         conn.close()
 
     def murder_pending(self) -> None:
-        """Drop connections past their deadline, and the oldest if too many wait (an override)."""
+        """Drop connections past their deadline, and the oldest if too many or too much wait.
+
+        Gunicorn calls this in every round of its loop.
+        """
         now = monotonic() + (0.0 if self.alive else WAIT_S - STOP_S)
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))

@@ -329,6 +329,27 @@ def test_a_slow_download_is_whole(server: Server) -> None:
         assert read(connection)[0] == 200
 
 
+def test_a_response_that_breaks_off(tmp_path: Path) -> None:
+    """Gunicorn closes its socket in a thread. The event loop survives that."""
+    (tmp_path / "broken.py").write_text(
+        "import app, flask\n"
+        "def broken():\n"
+        "    yield b'half'\n"
+        "    raise ValueError('broken')\n"
+        "def create_app():\n"
+        "    made = app.create_app()\n"
+        "    made.add_url_rule('/broken', view_func=lambda: flask.Response(broken()))\n"
+        "    return made\n"
+    )
+    with Server(tmp_path, app="broken:create_app()", WEB_CONCURRENCY="1") as server:
+        (worker,) = psutil.Process(server.process.pid).children()
+        for _ in range(3):
+            with suppress(requests.RequestException):
+                requests.get(f"{server.url}/broken", timeout=5)
+        assert requests.get(f"{server.url}/health").status_code == 200
+        assert psutil.Process(server.process.pid).children() == [worker]
+
+
 def test_a_socket_in_a_folder(tmp_path: Path, cluster: Cluster, database: str) -> None:
     """As nginx is often told to call."""
     path = tmp_path / "socket"
