@@ -138,7 +138,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 self._push(stack, connection)
                 return rows
         canceled = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
-        raise unavailable(failure, MAYBE_CHANGED if is_lost_write else canceled) from failure
+        reason = failure or "no time was left to send the statement"
+        raise unavailable(reason, MAYBE_CHANGED if is_lost_write else canceled) from failure
 
     def _pop(self) -> tuple[Stack, extensions.connection]:
         """Take a connection from the stack, or open one. Raises DRIVER_ERRORS."""
