@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
-    # Flask's commands need none of this. Under `flask run`, the first request waits instead.
+    # Not for Flask's commands. Under `flask run`, the first request fetches the keys and migrates.
     if not click.get_current_context(silent=True):
         auth.fetch_keys(verifier)
         bring_up_to_date(database)

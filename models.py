@@ -109,7 +109,8 @@ class Task(Model):
     completed_at = TimestampField(null=True)
     # When the task was put into the trash, which no other operation sees.
     deleted_at = TimestampField(null=True)
-    # New with every write. It is the ETag, and shows a retried write that its first try succeeded.
+    # The ETag. Every write sets a new one, the same in all of its tries: a try that finds it in the
+    # row knows that an earlier one succeeded.
     revision = UUIDField()
     title_lower = TextField()
     title_folded = TextField()
@@ -211,7 +212,7 @@ def as_public(field: Field) -> Node:
     if isinstance(field, TimestampField):
         text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
         time = Dialect(postgres=SQL(text), sqlite=field)
-        # Version 1.0 toggles `completed` alone, also beside this version during a deploy.
+        # Version 1.0, perhaps beside this one during a deploy, leaves `completed_at` as it is.
         return Case(None, [(Task.completed, time)]) if field is Task.completed_at else time
     if isinstance(field, BooleanField):
         return Dialect(postgres=field, sqlite=SQL(f'{field.name} AS "{field.name} [boolean]"'))
@@ -283,7 +284,7 @@ PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS]
 COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
 DELETED_AT = as_public(Task.deleted_at)
 NEW_REVISION = Parameter("revision")
-# What a delete changes, and where: a retry finds what its earlier try deleted, and keeps the time.
+# What a delete changes. A row that an earlier try deleted (IS_DELETABLE) keeps its time.
 DELETION = {Task.deleted_at: fn.coalesce(Task.deleted_at, NOW), Task.revision: NEW_REVISION}
 IS_THERE = Task.deleted_at.is_null()
 IS_DELETABLE = IS_THERE | (Task.revision == NEW_REVISION)
@@ -328,7 +329,7 @@ def sort_key(sort: str, order: str) -> ColumnBase:
 
 @statement
 def select_page(filtered: bool, sort: str, order: str, continued: bool, measured: bool) -> Node:
-    """A measured page has only as many tasks as fit into `room_bytes`, perhaps none."""
+    """If `measured`, the database sends only the tasks that fit into `room_bytes`, perhaps none."""
     key = sort_key(sort, order)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
     in_trash = sort == "deleted"
@@ -389,6 +390,7 @@ def list_tasks(
             id=cursor and cursor.id,
             limit=limit + 1,
             offset=0 if measured else offset,
+            # Enough for the task that fills the page, and one more, which shows that others follow.
             room_bytes=room_bytes + 2 * LONGEST_TASK_BYTES,
             **values,
         )

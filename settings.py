@@ -17,9 +17,10 @@ from dotenv.parser import parse_stream
 from psycopg2.extensions import parse_dsn
 
 VERSION = "1.1.0"
-# In bytes. The longest legal body, each character escaped as a surrogate pair, has 66,032.
+# In bytes. The longest legal body, each character escaped as a surrogate pair, has about 78,400.
 MAX_BODY = 128 * 1024
-# At least one of these variables is set on every platform that deploys from a Procfile.
+# One of these in the environment means a platform: listen on every address, no database by default,
+# and no open access. docs/deploy.md lists them, too.
 PLATFORM_VARIABLES = {
     "PORT",
     "DYNO",
