@@ -181,6 +181,23 @@ def test_1000_requests_sent_by_half(own_server: Server) -> None:
     assert after < before + 160
 
 
+def test_half_sent_requests_may_occupy_64_megabytes(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """The oldest are closed then, long before their time is over."""
+    half = HEAD + b"Content-Length: 131072\r\n\r\n" + b" " * 131_000
+    url = cluster.url(database)
+    with (
+        Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server,
+        Clients(server, 700, half),
+    ):
+        eventually(lambda: held(server) > 450, 6)
+        time.sleep(2)
+        kept = held(server)
+    print(f"\n{kept} of 700 half-sent requests of 128 KiB were kept")
+    assert 450 < kept <= 64 * 2**20 // 131_000
+
+
 def memory(server: Server) -> float:
     """The resident memory of all processes, in MiB."""
     master = psutil.Process(server.process.pid)
