@@ -52,7 +52,7 @@ UNMEASURED_TASKS = 400
 LONGEST_TASK_BYTES = 40_000
 # The tasks that one statement removes, and the pause before the next one.
 REMOVED_AT_ONCE, PAUSE_S = 1000, 0.1
-# For how long a thread has the interpreter while others wait: Python's default, and for long lists.
+# A thread gives way to the others after this time: Python's default, and while it writes a list.
 TURN_S, SHORT_TURN_S = sys.getswitchinterval(), 0.001
 # A list is sorted by this many characters of a title, since a cursor has them in a URL.
 TITLE_KEY_LENGTH = 100
@@ -422,7 +422,7 @@ def fold_all(value: Any) -> Any:
 
 @contextmanager
 def serializing() -> Iterator[None]:
-    """Let one thread serialize at a time, and others run in between: they may answer `/health`.
+    """Let one thread write a list at a time. It gives way often, so that `/health` is answered.
 
     All at once would be no faster. Short turns for all requests would cost a tenth of a GET's CPU.
     """
