@@ -151,7 +151,8 @@ def test_a_terminal_shows_a_traceback_line_by_line(tmp_path: Path) -> None:
     path_of_python = f"{ROOT}{os.pathsep}{tmp_path}"
     with InTerminal(tmp_path, app="broken:create_app()", PYTHONPATH=path_of_python) as server:
         id = requests.get(server.url + path).headers["X-Request-ID"][:8]
-        assert re.fullmatch(rf"{TIME} info    GET {path} 500 \d+\.\d ms  {id}", server.line("500"))
+        request = server.line(f"GET {path} 500 ")
+        assert re.fullmatch(rf"{TIME} info    GET {path} 500 \d+\.\d ms  {id}", request)
     _, _, trace = server.text.partition(" error   ")
     first, second, *lines = trace.split("\n")
     assert first.endswith(f"  {id}")
