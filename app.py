@@ -13,8 +13,8 @@ import cli
 import models
 import resources
 from database import ForeignTable, Postgres, Sqlite, TaskDatabase
-from server import configure_logging
-from settings import VERSION, Settings, read_settings
+from server import configure_logging, log_warnings
+from settings import VERSION, Settings, process_settings
 from web import Api, Application, allow_origins, create_docs
 
 DESCRIPTION = """\
@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     The application starts even while its database is down. Raises InvalidSetting.
     """
-    settings = settings or read_settings()
+    settings = settings or process_settings()
     configure_logging(settings.log_level)
     app = Application()
     app.config.update(
@@ -65,8 +65,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
+    command = click.get_current_context(silent=True)
+    if not command or command.info_name == "run":
+        log_warnings(settings)
     # Not for Flask's commands. Under `flask run`, the first request fetches the keys and migrates.
-    if not click.get_current_context(silent=True):
+    if not command:
         auth.fetch_keys(verifier)
         bring_up_to_date(database)
         if settings.trash_days:

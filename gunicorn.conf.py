@@ -8,10 +8,10 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from server import ServerLogger, Worker, logging_config, startup_summary
-from settings import VERSION, read_settings
+from server import ServerLogger, Worker, log_warnings, logging_config, startup_summary
+from settings import VERSION, process_settings
 
-settings = read_settings()
+settings = process_settings()
 
 wsgi_app = "app:create_app()"
 bind = f"{settings.host}:{settings.port}"
@@ -42,8 +42,7 @@ def when_ready(server: Any) -> None:
     addresses = [str(listener) for listener in server.LISTENERS]
     fields = startup_summary(settings, addresses)
     server.log.info("Task API %s started", VERSION, extra={"fields": fields})
-    for warning in settings.warnings:
-        server.log.warning(warning)
+    log_warnings(settings)
 
 
 def post_fork(server: Any, worker: Any) -> None:

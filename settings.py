@@ -7,6 +7,7 @@ import ssl
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -79,6 +80,15 @@ class Settings:
     jwt_audience: tuple[str, ...] = ()
     jwt_leeway: int = 10
     warnings: tuple[str, ...] = ()  # What an operator should know, logged at the start.
+
+
+@cache
+def process_settings() -> Settings:
+    """The settings that this process and the processes that it forks have read once.
+
+    So a worker that replaces another one has its settings, even if `.env` has changed since.
+    """
+    return read_settings()
 
 
 def read_settings() -> Settings:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from random import getrandbits
 from time import perf_counter
 from typing import Any
@@ -156,6 +157,13 @@ def startup_summary(settings: Settings, addresses: list[str]) -> dict[str, str]:
         url = settings.jwt_jwks_url.partition("?")[0]
         fields["callers"] = f"whoever has a token signed with a key at {url}"
     return fields
+
+
+@cache
+def log_warnings(settings: Settings) -> None:
+    """Log what an operator should know, once for this process and the ones that it forks."""
+    for warning in settings.warnings:
+        logging.getLogger("tasks.settings").warning(warning)
 
 
 def describe_database(url: str) -> str:

@@ -371,6 +371,7 @@ def test_the_server_of_flask_says_where_it_is_and_logs_no_query(tmp_path: Path) 
         process.wait(10)
     text = (tmp_path / "log").read_text()
     assert text.count("/api/ann/tasks") == 1
+    assert text.count("Anyone who can reach this server") == 1
     assert "secret1" not in text
 
 

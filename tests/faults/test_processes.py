@@ -116,6 +116,24 @@ def test_a_worker_is_killed(server: Server) -> None:
     server.log_file.write_text(log)
 
 
+@pytest.mark.parametrize("left", ["THREADS=7\n", 'JWT_SECRET="unclosed\n'], ids=["open", "broken"])
+@pytest.mark.parametrize("reloads", [False, True], ids=["killed", "reloaded"])
+def test_a_new_worker_has_the_settings_of_the_start(
+    tmp_path: Path, reloads: bool, left: str
+) -> None:
+    """Without them, a server whose file lost its secret would be open to anyone."""
+    (tmp_path / ".env").write_text(f"JWT_SECRET={'s' * 32}\n")
+    with Server(tmp_path, WEB_CONCURRENCY="1") as server:
+        (tmp_path / ".env").write_text(left)
+        (victim,) = workers(server)
+        if reloads:
+            server.process.send_signal(signal.SIGHUP)
+        else:
+            os.kill(victim, signal.SIGKILL)
+        eventually(lambda: bool(workers(server)) and victim not in workers(server), 5)
+        assert requests.get(f"{server.url}/api/ann/tasks", timeout=5).status_code == 401
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path, name: str) -> None:
     config = tmp_path / "conf.py"

@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 from flask.cli import FlaskGroup
 
 from app import create_app
+from settings import read_settings
 
 
 def run_command(
@@ -17,7 +18,7 @@ def run_command(
 
     A `.env` is read by the application only.
     """
-    group = FlaskGroup(name="flask", create_app=create_app, load_dotenv=False)
+    group = FlaskGroup("flask", create_app=lambda: create_app(read_settings()), load_dotenv=False)
     cleared = dict.fromkeys([*os.environ, "FLASK_RUN_FROM_CLI"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
