@@ -6,7 +6,14 @@ import threading
 from contextlib import suppress
 from time import monotonic
 from typing import Any
-from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
+from urllib.request import (
+    HTTPHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    getproxies,
+)
 
 from jwt import PyJWK, PyJWTError
 from werkzeug.exceptions import ServiceUnavailable
@@ -119,7 +126,9 @@ def download(url: str) -> Any:
     """
     until = monotonic() + FETCH_TIMEOUT_S
     opener = OpenerDirector()
-    for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler()):
+    # An http:// address is on this machine or in a private network, where no proxy is needed.
+    proxies = {scheme: proxy for scheme, proxy in getproxies().items() if scheme == "https"}
+    for handler in (ProxyHandler(proxies), HTTPHandler(), HTTPSHandler()):
         opener.add_handler(handler)
     body = b""
     with opener.open(Request(url, headers=HEADERS), timeout=FETCH_TIMEOUT_S) as response:
@@ -143,7 +152,7 @@ def read_keys(document: dict[str, Any]) -> Keys:
             public = {name: member[name] for name in PUBLIC_MEMBERS & member.keys()}
             algorithms, named = ALGORITHMS[member["kty"], member.get("crv")], member.get("alg")
             algorithms = algorithms & {named} if named else algorithms - ONLY_NAMED
-            for algorithm in algorithms if member.get("use", "sig") == "sig" else ():
+            for algorithm in algorithms if (member.get("use") or "sig") == "sig" else ():
                 # PyJWT does not know the newer name.
                 key = PyJWK(public, "EdDSA" if algorithm == "Ed25519" else algorithm)
                 key.algorithm_name = algorithm

@@ -143,6 +143,18 @@ def test_a_fetch_names_the_application_to_the_issuer(issuer: Issuer) -> None:
     assert b"\r\nUser-Agent: task-api/" in issuer.asked
 
 
+def test_no_proxy_comes_between_this_machine_and_itself(
+    issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could hand out its own keys: the address has no TLS."""
+    proxy = Issuer(Key("EdDSA", "evil"))
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "")
+    assert KeySet(issuer.url).find("old")
+    assert proxy.requests == 0
+    proxy.close()
+
+
 def test_a_download_that_takes_too_long_does_not_hold_up_the_next(
     issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
