@@ -9,7 +9,7 @@ HAS_VENV = $(shell $(PYTHON) -c 'import ensurepip; print(True)' 2>/dev/null)
 
 # Not through the environment, where a PORT would be the sign of a platform.
 run: $(VENV)/run
-	@env -u PORT $(BIN)/gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT))
+	@env -u PORT $(BIN)/python -m gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT))
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 4 --dist worksteal
