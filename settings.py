@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import click
 import psycopg2
-from dotenv import dotenv_values
+from dotenv import dotenv_values, find_dotenv
 from dotenv.parser import parse_stream
 from psycopg2.extensions import parse_dsn
 
@@ -39,7 +40,8 @@ QUOTES = tuple("\"'`\u2018\u2019\u201c\u201d")
 # A URL is often copied as part of a command or an assignment: psql '...', export NAME="...".
 POSTGRES_URL = re.compile(r"""[\w\s='":]*?postgres(?:ql)?(?:\+\w+)?://([^\s'"]+)['"]?""")
 # In a password that is not percent-encoded, libpq takes what follows an @ or a / for the host.
-USER_AND_HOST = re.compile(r"([^@/]*@)?[^@]*")
+CREDENTIALS = re.compile(r"[^@/]*@")
+NOWHERE = "/no-such-folder"
 POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
@@ -53,8 +55,15 @@ PRIVATE_HOST = re.compile(
     r"|(10\.\d+|192\.168|172\.(1[6-9]|2\d|3[01]))(\.\d+){2}",
     re.ASCII,
 )
-# Other drivers' words for sslmode=require.
-TLS_REQUIRED = {"true", "1", "no-verify"}
+# A host, a port, and a path without what a placeholder (<your-domain>) or a mistake has.
+WEB_ADDRESS = re.compile(
+    r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?([/?][!#-;=?-~]*)?", re.ASCII | re.IGNORECASE
+)
+# Other drivers' words for an `sslmode`.
+SSL_MODES = {
+    **dict.fromkeys(("true", "1", "no-verify"), "require"),
+    **dict.fromkeys(("false", "0"), "prefer"),
+}
 
 
 class InvalidSetting(SystemExit):
@@ -96,11 +105,8 @@ def read_settings() -> Settings:
 
     Raises InvalidSetting, which names the variable and the expected value.
     """
-    file = _read_env_file(Path(".env"))
-    variables = dict(_parse_env_file(file))
-    # Flask's command copies the file into the environment, and expands every $NAME in a value.
-    expanded = dotenv_values(stream=io.StringIO(file))
-    variables |= {name: text for name, text in os.environ.items() if expanded.get(name) != text}
+    environment = _read_environment()
+    variables = dict(_parse_env_file(_read_env_file(Path(".env")))) | environment
 
     def text(name: str, default: str = "") -> str:
         return _strip(name, variables.get(name, default))
@@ -113,7 +119,7 @@ def read_settings() -> Settings:
 
     log_level = text("LOG_LEVEL", "INFO").upper()
     _check("LOG_LEVEL", log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
-    on_platform = not PLATFORM_VARIABLES.isdisjoint(os.environ)
+    on_platform = not PLATFORM_VARIABLES.isdisjoint(environment)
     database_url, database_schema = _read_database_url(text("DATABASE_URL"), on_platform)
     return Settings(
         database_url=database_url,
@@ -134,6 +140,18 @@ def _check(name: str, valid: object, expected: str) -> None:
     """Raise InvalidSetting for the variable `name` unless its value is `valid`."""
     if not valid:
         raise InvalidSetting(f"{name}: expected {expected}")
+
+
+def _read_environment() -> dict[str, str]:
+    """The environment, without what Flask's command copied into it from files.
+
+    The command also reads `.flaskenv` and the files of parent folders, and expands each $NAME.
+    """
+    copied: dict[str, str | None] = {}
+    if click.get_current_context(silent=True):
+        for file in (".flaskenv", ".env"):
+            copied |= dotenv_values(find_dotenv(file, usecwd=True))
+    return {name: text for name, text in os.environ.items() if copied.get(name) != text}
 
 
 def _read_env_file(file: Path) -> str:
@@ -177,6 +195,7 @@ def _strip(name: str, value: str) -> str:
     _check(name, text.isprintable(), "no line break and no invisible character in it")
     unquoted = name == "DATABASE_URL" or not (text.startswith(QUOTES) or text.endswith(QUOTES))
     _check(name, unquoted, "no quote at its beginning or its end")
+    _check(name, not text.startswith("# "), "a value before the comment")
     return text
 
 
@@ -184,7 +203,8 @@ def _read_callers(text: Callable[[str], str], on_platform: bool) -> dict[str, An
     """The settings that decide who may call. Without a key, that is anyone, if it is meant."""
     secret_name = "JWT_SECRET" if text("JWT_SECRET") else "BETTER_AUTH_SECRET"
     secret, jwks_url = text(secret_name), text("JWT_JWKS_URL")
-    issuer, audience = text("JWT_ISSUER"), _split(text("JWT_AUDIENCE"))
+    issuer = text("JWT_ISSUER")
+    audience = tuple(_strip("JWT_AUDIENCE", item) for item in _split(text("JWT_AUDIENCE")))
     anyone, warnings = text("ALLOW_ANYONE"), []
     address = "an https:// address, or an http:// one on this machine or in a private network"
     _check("JWT_JWKS_URL", not jwks_url or _is_trusted(jwks_url), address)
@@ -226,7 +246,7 @@ def _read_database_url(text: str, on_platform: bool) -> tuple[str, str]:
         )
     text = text or "sqlite:///tasks.db"
     file = Path(text.removeprefix("sqlite:///"))
-    is_file = file.name not in {"", ":memory:"} and not file.is_dir()
+    is_file = file.name not in {"", ":memory:"} and not os.path.isdir(file)
     valid = text.startswith("sqlite:///") and is_file
     _check("DATABASE_URL", valid, f"{POSTGRES_FORM} or sqlite:///FILE")
     _check("DATABASE_URL", "?" not in text, "sqlite:///FILE without parameters")
@@ -240,24 +260,32 @@ def _read_postgres_url(address: str) -> tuple[str, str]:
     A URL that is copied from another driver's settings has such parameters (`?pgbouncer=true`). The
     schema is `?schema=NAME`, or the search_path in `options`.
     """
-    base, _, query = address.partition("?")
+    match = CREDENTIALS.match(address)
+    credentials = match[0] if match else ""
+    host, _, query = address.removeprefix(credentials).partition("?")
+    given = dict(parse_qsl(query))
     parameters = []
     for name, _, value in (parameter.partition("=") for parameter in query.split("&")):
+        if name == "ssl" and "sslmode" in given:
+            continue
         if name in {"ssl", "sslmode"}:
-            name, value = "sslmode", "require" if value in TLS_REQUIRED else value
+            name, value = "sslmode", SSL_MODES.get(value.lower(), value.lower())
+        elif name == "unix_sock":
+            name, value = "host", value.rpartition("/")[0]
         if value and _parse_url(f"postgresql://?{name}={value}") is not None:
             parameters.append(f"{name}={value}")
-    url = f"postgresql://{base}?{'&'.join(parameters)}".removesuffix("?")
+    url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
     parts = _parse_url(url)
-    valid = parts is not None and re.fullmatch(r"[\d,]*", parts.get("port", ""))
-    # libpq's own message is not repeated: it can contain a part of the password.
+    reason = _find_libpq_error(url, parts) if parts else "the form"
+    # A message about the port is not repeated: it can contain a part of the password.
+    valid = parts is not None and "@" not in host and "port" not in reason
     expected = f"{POSTGRES_FORM}, with special characters in the password percent-encoded"
-    _check("DATABASE_URL", valid and USER_AND_HOST.fullmatch(base), expected)
+    _check("DATABASE_URL", valid, expected)
+    _check("DATABASE_URL", not reason, f"parameters that libpq accepts, which says: {reason}")
     if parts and parts.get("sslrootcert") == "system":
         _set_certificate_paths()
         valid = parts.get("sslmode", "verify-full") == "verify-full"
         _check("DATABASE_URL", valid, "sslmode=verify-full or none with sslrootcert=system")
-    given = dict(parse_qsl(query))
     search_path = re.search(r"search_path=([^,\s]+)", given.get("options", ""))
     schema = given.get("schema") or (search_path[1] if search_path else "public")
     expected = "a schema of up to 63 letters, digits and _, a letter first"
@@ -271,6 +299,16 @@ def _parse_url(url: str) -> dict[str, Any] | None:
         return parse_dsn(url)
     except psycopg2.ProgrammingError:
         return None
+
+
+def _find_libpq_error(url: str, parts: dict[str, Any]) -> str:
+    """Why libpq refuses a value in `url`, or "". It checks all of them before it connects."""
+    others = max(parts.get(name, "").count(",") for name in ("host", "hostaddr"))
+    try:
+        psycopg2.connect(url, host=NOWHERE + f",{NOWHERE}" * others, hostaddr="").close()
+    except psycopg2.OperationalError as error:
+        return "" if NOWHERE in str(error) else str(error).strip()
+    return ""
 
 
 def _set_certificate_paths() -> None:
@@ -296,7 +334,7 @@ def _is_trusted(url: str) -> bool:
         host = parts.hostname or ""
         is_near = host in LOOPBACK or PRIVATE_HOST.fullmatch(host)
         is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_near)
-        return bool(host and is_safe) and not parts.username and parts.port != 0
+        return bool(WEB_ADDRESS.fullmatch(url) and is_safe) and parts.port != 0
     except ValueError:
         return False
 

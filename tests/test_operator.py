@@ -329,6 +329,18 @@ def test_a_token_of_the_command_is_one_that_the_server_takes(tmp_path: Path) -> 
         assert ann.tasks() == []
 
 
+def test_the_files_that_flask_reads_by_itself_are_no_settings(tmp_path: Path) -> None:
+    """It also reads those of parent folders, and a port of a file is no sign of a platform."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for file in (".env", ".flaskenv"):
+        (tmp_path / file).write_text("DATABASE_URL=sqlite:///parent.db\nPORT=8001\n")
+        assert flask(folder, "migrate").returncode == 0
+        assert [found.name for found in folder.glob("*.db")] == ["tasks.db"]
+    (folder / ".env").write_text(f"PORT=9000\nJWT_SECRET={'s' * 32}\n")
+    assert flask(folder, "token", "ann").returncode == 0
+
+
 def test_a_port_in_use_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = "{}:{}".format(*taken.getsockname())

@@ -56,6 +56,19 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (OPTIONS := f"{NEON}?options=endpoint%3Dep-x%20-c%20a%3Db", OPTIONS),
         ("postgresql:///db?host=/tmp/x", "postgresql:///db?host=/tmp/x"),
         (PLUS := "postgresql://host/db?user=ann&password=a+b%2Bc", PLUS),
+        (MARK := "postgresql://ann:12?3&sslmode=x@host:5/db", MARK),
+        ("postgresql://ann:?a@host/db?ssl=true", "postgresql://ann:?a@host/db?sslmode=require"),
+        (f"{NEON}?ssl=false", f"{NEON}?sslmode=prefer"),
+        (f"{NEON}?sslmode=Require", f"{NEON}?sslmode=require"),
+        (f"{NEON}?ssl=True", f"{NEON}?sslmode=require"),
+        (f"{NEON}?sslmode=verify-full&ssl=true", f"{NEON}?sslmode=verify-full"),
+        (f"{NEON}?ssl=true&sslmode=verify-full", f"{NEON}?sslmode=verify-full"),
+        (
+            "postgresql+pg8000://ann:x@/db?unix_sock=/cloudsql/p:r:i/.s.PGSQL.5432",
+            "postgresql://ann:x@/db?host=/cloudsql/p:r:i",
+        ),
+        (SOCKETS := "postgresql:///db?host=/tmp/x,/tmp/y&port=1,2", SOCKETS),
+        (ADDRESS := "postgresql://host/db?hostaddr=192.0.2.1", ADDRESS),
         (f"{NEON}?&sslmode=&connect_timeout=5", f"{NEON}?connect_timeout=5"),
         (f'export DATABASE_URL="{NEON}"\n', NEON),
         (HOSTS := "postgresql://a,b:5432/db?target_session_attrs=primary", HOSTS),
@@ -132,6 +145,13 @@ PRIVATE_HOSTS = [
         ("DATABASE_URL", "postgresql://ann:1/pass@host/db"),
         ("DATABASE_URL", "postgresql://host/db?sslmode=require&sslrootcert=system"),
         ("DATABASE_URL", "postgresql://host/db?schema=tasks.public"),
+        ("DATABASE_URL", "postgresql://host:99999/db"),
+        ("DATABASE_URL", "postgresql://host:0/db"),
+        ("DATABASE_URL", "postgresql://ann:pass1@host:pass2/db"),
+        ("DATABASE_URL", "postgresql://ann:pass@host/db?sslmode=required"),
+        ("DATABASE_URL", "postgresql://ann:pass@host/db?ssl=yes"),
+        ("DATABASE_URL", "postgresql://ann:pass@host/db?target_session_attrs=write"),
+        ("DATABASE_URL", "postgresql://ann:pass@host/db?channel_binding=yes"),
         ("PORT", "x"),
         ("PORT", "0"),
         ("PORT", "65536"),
@@ -164,10 +184,21 @@ PRIVATE_HOSTS = [
         ("JWT_JWKS_URL", "https:///jwks"),
         ("JWT_JWKS_URL", "https://issuer.example:x/jwks"),
         ("JWT_JWKS_URL", "file:///etc/passwd"),
+        ("JWT_JWKS_URL", "https://issuer.example/jwks?apikey=pass word"),
+        ("JWT_JWKS_URL", "https://issuer.example/jwks/\u00fc?apikey=pass"),
+        ("JWT_JWKS_URL", "https://issuer example/jwks"),
+        ("JWT_JWKS_URL", "https://<your-domain>/jwks"),
+        ("JWT_JWKS_URL", "https://issuer.example/<tenant>/jwks"),
+        ("JWT_JWKS_URL", "https://*/jwks"),
+        ("JWT_JWKS_URL", "https://https://issuer.example/jwks"),
+        ("JWT_JWKS_URL", "https://:pass@localhost/jwks"),
         *(("JWT_JWKS_URL", f"http://{host}/jwks") for host in PUBLIC_HOSTS),
         ("JWT_ISSUER", "http://issuer.example"),
         ("JWT_ISSUER", "https://issuer.example"),
         ("JWT_AUDIENCE", "api"),
+        ("JWT_AUDIENCE", "'a','b'"),
+        ("JWT_AUDIENCE", '["a", "b"]'),
+        ("JWT_SECRET", "# the secret of 32 bytes or more, which signs tokens"),
         *(("TRASH_DAYS", days) for days in ("-1", "36501", "long", "1.5", "30d")),
         ("JWT_LEEWAY", "-1"),
         ("JWT_LEEWAY", "601"),
@@ -461,6 +492,28 @@ def test_a_platform_without_a_database_stops_the_start_with_one_line(tmp_path: P
 def test_a_laptop_does_not(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("PORT=9000\n")
     assert start(tmp_path).returncode == 0
+
+
+def test_an_environment_that_a_shell_made_of_the_file_beats_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Otherwise the secret would be a text that anyone can guess."""
+    (tmp_path / ".env").write_text("JWT_SECRET=${TASKS_SIGNING_SECRET_OF_PRODUCTION}\n")
+    monkeypatch.setenv("TASKS_SIGNING_SECRET_OF_PRODUCTION", SECRET)
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    assert settings.read_settings().jwt_secret == SECRET
+
+
+def test_a_folder_that_may_not_be_searched_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def is_dir(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/folder/x.db")
+    with pytest.raises(settings.InvalidSetting, match="a writable folder"):
+        settings.read_settings()
 
 
 def test_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
