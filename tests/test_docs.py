@@ -266,3 +266,25 @@ def test_the_examples_work_as_they_stand(user: User, document: dict[str, Any]) -
     assert user.put(path, json=example("TaskUpdate")).status_code == 200
     assert user.patch(path + "/complete", json=example("TaskCompletion")).status_code == 200
     assert user.get(f"/tasks/{uuid4()}").json()["type"] == "about:blank"
+
+
+@pytest.mark.parametrize("path", ["/static/docs.css", "/docs/swagger-ui/swagger-ui.css"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("If-Modified-Since", "Thu, 99 Jan 99999999999 00:00:00 GMT"),
+        ("If-Modified-Since", "Thu, 01 Jan 2026 00:00:00 +9999999999"),
+        ("If-Unmodified-Since", "Thu, 01 Jan 1970 00:00:00 GMT"),
+        ("If-Range", "Thu, 99 Jan 99999999999 00:00:00 GMT"),
+        ("Range", "bytes=999999999-"),
+        ("Range", "bytes=0-1,3-4"),
+    ],
+)
+def test_no_condition_on_a_file_is_an_error(
+    server: Server, path: str, name: str, value: str
+) -> None:
+    headers = {"Range": "bytes=0-1", name: value}
+    found = requests.get(server.url + path, headers=headers)
+    assert found.status_code == 200 and found.content
+    again = requests.get(server.url + path, headers={"If-None-Match": found.headers["ETag"]})
+    assert again.status_code == 304

@@ -205,3 +205,15 @@ def test_a_task_that_is_known_is_not_sent_again(user: User) -> None:
     assert user.get(path, headers={"If-None-Match": '"x"'}).status_code == 200
     user.patch(path + "/complete")
     assert user.get(path, headers={"If-None-Match": tag}).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
+def test_two_slashes_are_as_good_as_one_and_keep_the_condition(
+    user: User, method: str, suffix: str, body: object
+) -> None:
+    """An address that ends in a slash, and a path that begins with one, make them."""
+    task = user.create()
+    url = f"{user.server.url}//api/{user.name}/tasks/{task['id']}{suffix}"
+    tag = '"5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"'
+    assert user.request(method, url, json=body, headers={"If-Match": tag}).status_code == 412
+    assert user.task(task["id"]) == task

@@ -5,9 +5,20 @@ from typing import Any
 import orjson
 from flask import Flask, Response, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.exceptions import MethodNotAllowed, NotFound, ServiceUnavailable
 
 from server import log_request
+
+BUSY = "The server is busy. Nothing has changed. Try again soon."
+# For a file, Werkzeug answers some of them with a 412 or a 416 that is no problem document, and a
+# date that no calendar has with a traceback. Files are still revalidated by their ETag.
+FILE_CONDITIONS = (
+    "HTTP_IF_MATCH",
+    "HTTP_IF_MODIFIED_SINCE",
+    "HTTP_IF_RANGE",
+    "HTTP_IF_UNMODIFIED_SINCE",
+    "HTTP_RANGE",
+)
 
 
 class Application(Flask):
@@ -18,17 +29,17 @@ class Application(Flask):
         self.json = OrjsonProvider(self)
         self.config["SEND_FILE_MAX_AGE_DEFAULT"] = 3600
         self.url_map.merge_slashes = False
+        self.before_request(refuse_in_overload)
         self.before_request(refuse_other_spellings)
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
         # No answer depends on the host, and Werkzeug refuses some.
         environ["HTTP_HOST"] = "localhost"
-        path = environ["PATH_INFO"]
+        path = "/" + environ["PATH_INFO"].lstrip("/")
         if not path.startswith("/api/"):
-            # For a file, Werkzeug would answer with a 412 that is no problem document.
-            environ.pop("HTTP_IF_MATCH", None)
-        if path.endswith("/") and path != "/":
-            environ["PATH_INFO"] = path[:-1]
+            for name in FILE_CONDITIONS:
+                environ.pop(name, None)
+        environ["PATH_INFO"] = path if path == "/" else path.removesuffix("/")
         return super().wsgi_app(environ, log_request(environ, start_response))
 
     def ensure_sync(self, func: Any) -> Any:
@@ -46,6 +57,12 @@ class OrjsonProvider(DefaultJSONProvider):
         # With a line break at its end, so that a terminal shows its prompt on a new line.
         body = orjson.dumps(args[0] if args else kwargs, option=orjson.OPT_APPEND_NEWLINE)
         return Response(body, mimetype="application/json")
+
+
+def refuse_in_overload() -> None:
+    """Raise ServiceUnavailable if the server's event loop says that no thread will be free soon."""
+    if getattr(request.environ.get("gunicorn.socket"), "is_refused", False):
+        raise ServiceUnavailable(BUSY, retry_after=1)
 
 
 def refuse_other_spellings() -> None:
