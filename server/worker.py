@@ -30,19 +30,28 @@ from settings import MAX_BODY
 # WAIT_S limits the time for a whole request to arrive, for a client to take the next part of a
 # response, and for it to close after the last response. While the worker stops, STOP_S limits them.
 WAIT_S, STOP_S = 10.0, 2.0
+# A request that no thread has taken for so long is a 503: its client may have given up.
+QUEUE_S = 8.0
 # The largest chunked body with its framing, and the most data that may wait in the loop.
 MAX_CHUNKED_BYTES, MAX_WAITING_BYTES = 8 * MAX_BODY, 64 * 1024 * 1024
+# The most that is searched again for the end of a chunk's first line, and of the trailers.
+MAX_CHUNK_LINE, MAX_TRAILERS = 4 * 1024, 32 * 1024
 # Bytes received in one call, bytes given to the parser at once, and buffers sent in one call.
 RECEIVE_BYTES, PARSE_BYTES, SEND_BUFFERS = 32 * 1024, 8 * 1024, 100
 
 FIELD = re.compile(
     rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE
 )
+EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-CHUNK = re.compile(rb"([0-9a-fA-F]+)(?:;[^\r\n]*)?\r\n")
-# The end of a chunked body. After other trailers, the connection is closed.
+# RFC 9112, section 7.1.1: names and values are tokens or quoted strings.
+TOKEN, QUOTED = rb"[!#-'*+.0-9A-Z^-z|~-]+", rb'"(?:[^\x00-\x08\n-\x1f"\\\x7f]|\\[\t -~\x80-\xff])*"'
+CHUNK = re.compile(
+    rb"([0-9a-fA-F]+)(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*\r\n" % (TOKEN, TOKEN, QUOTED)
+)
+# The end of a chunked body. After other trailers, which Gunicorn refuses, the connection is closed.
 TRAILERS = re.compile(
-    rb"(?:(?!(?:%b):)[a-z0-9-]+:[^\r\n]*\r\n){0,50}\r\n"
+    rb"(?:(?!(?:content-type|%b):)[a-z0-9-]+:[\t -~\x80-\xff]*\r\n){0,50}\r\n"
     % "|".join(RFC9110_6_5_1_FORBIDDEN_TRAILER).encode(),
     re.IGNORECASE,
 )
@@ -98,29 +107,31 @@ class Incoming:
 
     def _read_head(self, end: int) -> None:
         """Find the length of the body. Remove the field Expect, which the loop answers."""
-        expectations = []
-        for field in FIELD.finditer(self.data, 0, end):
+        head = bytes(self.data[:end])
+        expectation = None
+        for field in FIELD.finditer(head):
             name, value = field[1].lower(), field[2].strip().lower()
             if name == b"expect":
-                expectations.append(field.span())
-                is_old = self.data.find(b" HTTP/1.0\r\n", 0, end) >= 0
-                self.expects_continue = value == b"100-continue" and not is_old
+                expectation = value
             elif name == b"transfer-encoding":
                 self._length = None
             elif self._length is not None and value.isdigit():
-                self._length = int(value[:20])
-        for first, last in reversed(expectations):
-            del self.data[first:last]
-            end -= last - first
-        self._head = self._searched = end
+                self._length = int(value.lstrip(b"0")[:20] or b"0")
+        if expectation is not None:
+            request_line = head.lstrip(b"\r\n").partition(b"\r\n")[0]
+            is_old = request_line.endswith(b" HTTP/1.0")
+            self.expects_continue = expectation == b"100-continue" and not is_old
+            self.data[:end] = head = EXPECT.sub(b"", head)
+        self._head = self._searched = len(head)
 
     def _has_chunks(self) -> bool:
         """Do the work of `can_parse` for a chunked body."""
-        while chunk := CHUNK.match(self.data, self._searched):
+        while chunk := CHUNK.match(self.data, self._searched, self._searched + MAX_CHUNK_LINE):
             begin, size = chunk.end(), int(chunk[1], 16)
             if size == 0:
                 self.is_whole = bool(TRAILERS.match(self.data, begin))
-                if self.data.find(b"\r\n\r\n", begin) >= 0:
+                is_long = len(self.data) - begin > MAX_TRAILERS
+                if is_long or self.data.find(b"\r\n\r\n", begin) >= 0:
                     return True
                 break
             if self._decoded + min(size, len(self.data) - begin) > MAX_BODY:
@@ -131,12 +142,16 @@ class Incoming:
                 return True
             self._decoded += size
             self._searched = begin + size + 2
-        is_malformed = not chunk and self.data.find(b"\r\n", self._searched) >= 0
+        is_long = len(self.data) - self._searched >= MAX_CHUNK_LINE
+        is_malformed = not chunk and (is_long or self.data.find(b"\r\n", self._searched) >= 0)
         return self.is_whole or is_malformed or len(self.data) - self._head > MAX_CHUNKED_BYTES
 
 
 class ClientSocket(socket.socket):
     """A socket whose `sendall` never waits: it keeps the data for `flush`."""
+
+    # Whether the application should answer 503. It finds the socket in the WSGI environment.
+    is_refused = False
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
@@ -210,8 +225,10 @@ class Worker(ThreadWorker):
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
         self.waiting_bytes = 0
-        # /health has its own thread: platforms restart a service that answers it too late.
-        self.threads, self.health_thread = ThreadPool(self.cfg.threads), ThreadPool(1)
+        # /health has its own thread: platforms restart a service that answers it too late. So have
+        # the requests for which no thread will be free soon: a 503 frees their connections.
+        self.threads = ThreadPool(self.cfg.threads)
+        self.health_thread, self.refusal_thread = ThreadPool(1), ThreadPool(1)
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
@@ -225,7 +242,9 @@ class Worker(ThreadWorker):
     def enqueue_req(self, conn: Any) -> None:
         """Wait for the next request on a connection."""
         conn.incoming.begin(conn.parser.unreader.take_buffered())
-        if not self.receive(conn):
+        if conn.incoming.data and conn.incoming.can_parse():
+            self.submit(conn)  # Without reading more, or a fast client would fill the memory.
+        elif not self.receive(conn):
             self.wait(conn, EVENT_READ, self.receive)
 
     def receive(self, conn: Connection) -> bool:
@@ -244,10 +263,7 @@ class Worker(ThreadWorker):
             self.drop(conn)
         elif incoming.can_parse() or ends:
             self.stop_waiting(conn)
-            is_health = HEALTH.match(incoming.data)
-            threads = self.health_thread if is_health else self.threads
-            busy = self.nr_conns - len(self.waiting) - len(self.keepalived_conns)
-            threads.submit(partial(self.respond, conn), busy)
+            self.submit(conn)
         else:
             if incoming.expects_continue:
                 incoming.expects_continue = False
@@ -258,8 +274,19 @@ class Worker(ThreadWorker):
             return False
         return True
 
-    def respond(self, conn: Any) -> None:
+    def submit(self, conn: Connection) -> None:
+        """Let a thread handle the request that has arrived."""
+        busy = self.nr_conns - len(self.waiting) - len(self.keepalived_conns)
+        is_health = bool(HEALTH.match(conn.incoming.data))
+        conn.sock.is_refused = not is_health and busy > self.worker_connections // 2
+        threads = self.refusal_thread if conn.sock.is_refused else self.threads
+        if is_health:
+            threads = self.health_thread
+        threads.submit(partial(self.respond, conn, monotonic()), busy)
+
+    def respond(self, conn: Any, arrived: float) -> None:
         """Handle a request in a thread, and give the connection back to the loop."""
+        conn.sock.is_refused |= monotonic() > arrived + QUEUE_S
         request, keeps = None, False
         try:
             request = next(conn.parser)
@@ -343,8 +370,12 @@ class Worker(ThreadWorker):
     def murder_pending(self) -> None:
         """Drop connections past their deadline, and the oldest if too many or too much wait.
 
-        Gunicorn calls this in every round of its loop.
+        Idle ones go first. Gunicorn calls this in every round of its loop.
         """
+        while self.keepalived_conns and self.nr_conns >= self.worker_connections:
+            idle: Any = self.keepalived_conns.popleft()
+            self.poller.unregister(idle.sock)
+            self.drop(idle)
         now = monotonic() + (0.0 if self.alive else WAIT_S - STOP_S)
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))

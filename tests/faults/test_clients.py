@@ -313,8 +313,128 @@ def test_a_client_that_asks_before_it_sends_a_body(server: Server) -> None:
             assert (status, json.loads(body)["title"]) == (201, "x")
         connection.sendall(expects + b"Content-Length: 14\r\n\r\n" + b'{"title": "x"}')
         assert read(connection)[0] == 201
+        old = b"User-Agent: HTTP/1.0\r\nContent-Length: 14\r\n\r\n"
+        connection.sendall(expects + old)
+        assert read(connection)[0] == 100
+        connection.sendall(b'{"title": "x"}')
+        assert read(connection)[0] == 201
         connection.sendall(expects + b"Content-Length: 140000\r\n\r\n")
         assert read(connection)[0] == 413
+
+
+def test_a_length_with_zeros_in_front_is_a_length(server: Server) -> None:
+    """A body that is taken for the next request would be a request of somebody else."""
+    body = b'{"title": "x"}'
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        for _ in range(2):
+            connection.sendall(HEAD + b"Content-Length: " + b"0" * 30 + b"14\r\n\r\n")
+            time.sleep(0.1)
+            connection.sendall(body)
+            assert read(connection)[0] == 201
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"3;=\r\nabc\r\n0\r\n\r\n",
+        b"3;a b\r\nabc\r\n0\r\n\r\n",
+        b"3;a=\x01\r\nabc\r\n0\r\n\r\n",
+        b"3;a=%b\r\nabc\r\n0\r\n\r\n" % (b"x" * 40_000),
+        b"3 ;a=b\r\nabc\r\n0\r\n\r\n",
+        b"0\r\nX: \x01\r\n\r\n",
+        b"0\r\nX: %b\r\n\r\n" % (b"x" * 40_000),
+        b"0\r\nContent-Type: a\r\nContent-Type: b\r\n\r\n",
+    ],
+)
+def test_a_connection_is_kept_after_odd_chunks_or_says_that_it_is_not(
+    server: Server, body: bytes
+) -> None:
+    delete = b"DELETE /api/ann/tasks/completed/clear HTTP/1.1\r\nHost: x\r\n"
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        connection.sendall(delete + b"Transfer-Encoding: chunked\r\n\r\n" + body[:8])
+        time.sleep(0.1)
+        connection.sendall(body[8:] + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        status, headers, _ = read(connection)
+        assert status == 200 or headers["connection"] == "close"
+        if headers["connection"] == "keep-alive":
+            assert read(connection)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /nope HTTP/1.1\r\nHost: x\r\n" + b"Expect:\r\n" * 30_000 + b"\r\n",
+        CHUNKED + b"1" * 900_000,
+        CHUNKED + b"1;a=" + b"x" * 900_000,
+        CHUNKED + b"0\r\nX: " + b"x" * 900_000,
+    ],
+    ids=["many fields", "digits", "an extension", "a trailer"],
+)
+def test_a_large_request_costs_the_others_nothing(server: Server, head: bytes) -> None:
+    before = computed(server)
+    with Clients(server, 10, head, b"1"):
+        health = slowest(server, 1)
+    print(f"\n10 times {len(head):,} bytes: /health {health:.3f} s at most")
+    assert computed(server) - before < 1
+
+
+def test_a_client_that_never_waits_for_answers_fills_no_memory(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    url = cluster.url(database)
+    pieces = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
+    with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
+        before = memory(server)
+        with closing(socket.create_connection(server.address, timeout=5)) as connection:
+            reader = threading.Thread(target=lambda: all(iter(lambda: connection.recv(65536), b"")))
+            reader.start()
+            until, sent = time.monotonic() + 2, 0
+            while time.monotonic() < until:
+                sent += connection.send(pieces)
+            after = memory(server)
+            connection.shutdown(socket.SHUT_RDWR)
+            reader.join()
+    print(f"\n{sent:,} bytes of requests in 2 s: {before:.0f} MiB before, {after:.0f} after")
+    assert after < before + 10
+
+
+def test_idle_connections_give_way_to_requests(server: Server) -> None:
+    """As many as there may be are kept; a client that sends its body late is still served."""
+    get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with Clients(server, 2000, get), ExitStack() as stack:
+        late = [socket.create_connection(server.address, timeout=5) for _ in range(40)]
+        for connection in late:
+            stack.enter_context(closing(connection))
+            connection.sendall(HEAD + b"Content-Length: 14\r\n\r\n")
+        time.sleep(0.5)
+        for connection in late:
+            connection.sendall(b'{"title": "x"}')
+        assert [read(connection)[0] for connection in late] == [201] * 40
+
+
+def test_health_while_more_requests_wait_than_there_may_be_connections(
+    own_server: Server, cluster: Cluster, database: str
+) -> None:
+    with User(own_server, "ann") as user:
+        user.create()
+    with closing(psycopg2.connect(cluster.url(database))) as connection:
+        connection.cursor().execute("LOCK TABLE task")
+        with Clients(own_server, 2300, GET_TASKS + b"\r\n") as clients:
+            health = slowest(own_server, 1)
+            for connection in clients.open[1500:]:
+                connection.settimeout(12)
+            start = time.monotonic()
+            answers = [read(connection) for connection in clients.open[1500:]]
+            took = time.monotonic() - start
+    print(
+        f"\n2,300 requests for a locked table: /health {health:.3f} s at most; 800 of them"
+        f" answered within {took:.1f} s"
+    )
+    assert took < 11
+    for status, headers, _ in answers:
+        assert (status, headers["content-type"]) == (503, "application/problem+json")
+        assert headers["retry-after"] == "1"
+    assert any(b"The server is busy. Nothing has changed." in body for _, _, body in answers)
 
 
 def test_many_small_chunks_are_read_quickly(server: Server) -> None:
