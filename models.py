@@ -320,6 +320,10 @@ SORT_TIMES = {
 }
 
 
+# The sorts by what a client can change.
+CHANGING_SORTS = {"updated", *SORT_TEXTS}
+
+
 def sort_key(sort: str, order: str) -> ColumnBase:
     if sort in SORT_TIMES:
         return FIELDS[f"{sort}_at"]
@@ -376,7 +380,9 @@ def list_tasks(
     """
     values = {name: fold_all(filters.get(name)) for name in FILTERS} if filters else {}
 
-    def read_part(limit: int, room_bytes: int, *, measured: bool) -> Page:
+    def read_part(
+        cursor: Cursor | None, limit: int, room_bytes: int, *, measured: bool = False
+    ) -> Page:
         part: Page = send(
             select_page,
             bool(filters),
@@ -398,14 +404,18 @@ def list_tasks(
 
     with request_limit():
         first_limit = min(limit, UNMEASURED_TASKS)
-        chunks, cursor = read_part(first_limit, MAX_PAGE_BYTES, measured=False)
+        chunks, end = read_part(cursor, first_limit, MAX_PAGE_BYTES)
         room_bytes = MAX_PAGE_BYTES - sum(map(len, chunks))
-        if cursor and first_limit < limit and room_bytes > 0:
-            rest, cursor = read_part(limit - first_limit, room_bytes, measured=True)
-            chunks += rest
+        if end and first_limit < limit and room_bytes > 0:
+            if sort in CHANGING_SORTS and not offset:
+                # A task that moves between two statements would be in both parts, or in neither.
+                chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)
+            else:
+                rest, end = read_part(end, limit - first_limit, room_bytes, measured=True)
+                chunks += rest
     chunks[:1] = [b"["]  # Replaces the first comma.
     chunks.append(b"]\n")
-    return Page(chunks, cursor)
+    return Page(chunks, end)
 
 
 def list_deleted_tasks(user_id: str, **position: Any) -> Page:

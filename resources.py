@@ -119,7 +119,8 @@ class Tasks(MethodView):
 
         Without parameters: all tasks, oldest first. A page ends at `limit` or at about 8 MB. If
         there are more tasks, the header `Link` has the URL of the next page. Following the links
-        returns every task exactly once, even while tasks are created, changed or deleted.
+        returns every task exactly once, even while tasks are created, changed or deleted; only a
+        task whose sort key changes may move.
         """
         return page_response(models.list_tasks(user_id, **query), LIST_QUERY)
 

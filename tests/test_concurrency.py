@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event, Thread
 from typing import Any
 from urllib.parse import urljoin
 
 import pytest
 import requests
 from support.server import FIELDS, Server, User, new_database
+
+from models import UNMEASURED_TASKS
 
 CLIENTS = 16
 KINDS = ["list", "get", "put", "patch", "flip", "delete", "restore"]
@@ -298,3 +300,38 @@ def test_servers_that_start_together_make_one_schema(
         assert [server.stop() for server in servers] == [0] * 6
     assert not {"error", "critical"} & {line["level"] for each in servers for line in each.log()}
     assert not any("database" in line["message"] for each in servers for line in each.log())
+
+
+@pytest.mark.parametrize(
+    ("sort", "changes"),
+    [
+        ("updated_desc", [{"description": "x"}]),
+        ("title", [{"title": "a"}, {"title": "z"}]),
+        ("priority", [{"priority": "urgent"}, {"priority": "low"}]),
+    ],
+)
+def test_a_list_by_what_is_being_changed_has_every_task_once(
+    user: User, sort: str, changes: list[dict[str, object]]
+) -> None:
+    """Also one that is so long that its second part is measured."""
+    ids = {user.create(f"m{n:03}")["id"] for n in range(UNMEASURED_TASKS + 100)}
+    stopped = Event()
+
+    def change() -> None:
+        with User(user.server, user.name) as writer:
+            for change in itertools.cycle(changes):
+                for task_id in ids:
+                    if stopped.is_set():
+                        return
+                    writer.patch(f"/tasks/{task_id}", json=change)
+
+    thread = Thread(target=change)
+    thread.start()
+    try:
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            found = [task["id"] for task in user.tasks(sort=sort)]
+            assert len(found) == len(ids) and set(found) == ids
+    finally:
+        stopped.set()
+        thread.join()
