@@ -112,6 +112,9 @@ def purge_daily(app: Flask, days: int) -> None:
                     number = models.purge(days)
             except ServiceUnavailable:
                 sleep(HOUR_S)
+            except Exception:  # Such as a foreign key of another program.
+                log.exception("the trash could not be purged")
+                sleep(HOUR_S)
             else:
                 if number:
                     log.info("purged %d tasks from the trash", number)

@@ -52,6 +52,8 @@ UNMEASURED_TASKS = 400
 LONGEST_TASK_BYTES = 40_000
 # The tasks that one statement removes, and the pause before the next one.
 REMOVED_AT_ONCE, PAUSE_S = 1000, 0.1
+# After so many statements in a row that remove nothing, removing ends.
+MAX_FUTILE = 20
 # A thread gives way to the others after this time: Python's default, and while it writes a list.
 TURN_S, SHORT_TURN_S = sys.getswitchinterval(), 0.001
 # A list is sorted by this many characters of a title, since a cursor has them in a URL.
@@ -627,10 +629,12 @@ def restore_task(user_id: str, task_id: str) -> StoredTask:
 
 
 def is_doomed(of_user: bool, task: Any = Task) -> Any:
-    """Whether a task is the user's or, of any user, was deleted before a time."""
+    """Whether a task is the user's or, of any user, was deleted long ago."""
     if of_user:
         return task.user_id == Parameter("user_id")
-    return task.deleted_at < Parameter("before")
+    # By the clock that has set `deleted_at`.
+    before = SQL("now() - %(days)s * interval '1 day'")
+    return task.deleted_at < Dialect(postgres=before, sqlite=Parameter("before"))
 
 
 @statement
@@ -654,17 +658,20 @@ def forget(user_id: str) -> int:
 
 def purge(days: int) -> int:
     """Remove the tasks that are in the trash for more than `days`. Returns their number."""
-    return remove_all(False, before=rfc3339(datetime.now(UTC) - timedelta(days)))
+    return remove_all(False, days=days, before=rfc3339(datetime.now(UTC) - timedelta(days)))
 
 
 def remove_all(of_user: bool, **values: Any) -> int:
     """Remove tasks in batches, with pauses in which other statements run.
 
     A batch that removes none is not the last one: another server may have removed the same tasks.
+    Many of them are: the database lets this user see the tasks, but not remove them.
     """
-    total = 0
-    while send(select_doomed, of_user, **values):
-        total += send(remove, of_user, read=count, **values)
+    total = futile = 0
+    while futile < MAX_FUTILE and send(select_doomed, of_user, **values):
+        removed = send(remove, of_user, read=count, **values)
+        futile = 0 if removed else futile + 1
+        total += removed
         sleep(PAUSE_S)
     return total
 

@@ -18,6 +18,7 @@ from psycopg2 import errors, extensions
 
 from database.base import (
     NOTHING_CHANGED,
+    REQUEST_S,
     Read,
     TaskDatabase,
     in_background,
@@ -34,8 +35,8 @@ MIN_TIME_LEFT_S = 2 * NETWORK_S
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
 # How long an idle connection stays open. The last one is never closed.
 IDLE_S = 60.0
-# The number of the advisory lock; every server uses the same one.
-SCHEMA_LOCK = 0x7461736B
+# The number of the advisory lock, which every server uses, and the pause between two tries.
+SCHEMA_LOCK, LOCK_PAUSE_S = 0x7461736B, 0.1
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
@@ -46,14 +47,14 @@ MAYBE_CHANGED = (
 )
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
-STATEMENT_ERRORS = (
-    psycopg2.DataError,
-    psycopg2.IntegrityError,
-    psycopg2.NotSupportedError,
-    psycopg2.ProgrammingError,
+STATEMENT_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.ProgrammingError)
+# The tables are not whole, for instance while the database is restored, or to an earlier time.
+SCHEMA_ERRORS = (
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+    errors.InvalidSchemaName,
+    errors.InvalidColumnReference,  # A conflict target without its primary key.
 )
-# The tables are missing, for instance after the database was restored to an earlier time.
-SCHEMA_ERRORS = (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName)
 
 # Idle connections, each with the time since which it is idle. The last one is used first.
 Stack = list[tuple[float, extensions.connection]]
@@ -73,23 +74,40 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self._stack: Stack = []
         self._closes_idle = False
         self._lookup: Future[dict[str, str]] | None = None
+        self._first_host = 0
 
     def _connect(self) -> extensions.connection:
         with time_limit(min(CONNECT_S, time_left() - MIN_TIME_LEFT_S)):
-            connection = psycopg2.connect(
-                extensions.make_dsn(self.database, **self._addresses()),
-                client_encoding="UTF8",
-                fallback_application_name="task-api",
-                keepalives_idle=3,
-                keepalives_interval=1,
-                keepalives_count=3,
-            )
+            hosts = self._hosts()
+            try:
+                connection = psycopg2.connect(
+                    extensions.make_dsn(self.database, **hosts),
+                    client_encoding="UTF8",
+                    fallback_application_name="task-api",
+                    keepalives_idle=3,
+                    keepalives_interval=1,
+                    keepalives_count=3,
+                )
+            except DeadlinePassed:
+                self._first_host += 1  # The others had no time.
+                raise
         if connection.get_parameter_status("server_encoding") not in {"UTF8", None}:
             connection.close()
             raise psycopg2.OperationalError("the database's encoding is not UTF8")
         connection.autocommit = True
         extensions.register_type(UUID_AS_TEXT, connection)
         return connection
+
+    def _hosts(self) -> dict[str, str]:
+        """The hosts in the order to try, for libpq. Raises DRIVER_ERRORS."""
+        given = {name: self._parameters.get(name, "") for name in ("host", "hostaddr", "port")}
+        lists = {name: text.split(",") for name, text in (given | self._addresses()).items()}
+        shifts = {name: self._first_host % len(items) for name, items in lists.items()}
+        return {
+            name: ",".join(items[shifts[name] :] + items[: shifts[name]])
+            for name, items in lists.items()
+            if items != [""]
+        }
 
     def _addresses(self) -> dict[str, str]:
         """Look up the hosts of the URL within the deadline: libpq's own lookup has no limit.
@@ -115,6 +133,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 failure = error
                 self.slot_wait_s = 0.0  # In an outage, no request waits for a slot.
                 continue
+            if time_left() <= NETWORK_S:  # The process was suspended.
+                self._push(stack, connection)
+                break
             try:
                 rows = execute(connection, sql, values, read)
             except DRIVER_ERRORS as error:
@@ -152,7 +173,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def _push(self, stack: Stack, connection: extensions.connection) -> None:
         self.slot_wait_s = TaskDatabase.slot_wait_s
         stack.append((monotonic(), connection))
-        if len(stack) > 1 and not self._closes_idle:
+        if stack is not self._stack:
+            close_all(stack)
+        elif len(stack) > 1 and not self._closes_idle:
             self._closes_idle = True
             timer = threading.Timer(IDLE_S, self._close_idle)
             timer.daemon = True
@@ -168,22 +191,53 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             self._push(stack, stack.pop()[1])
 
     def _discard(self, stack: Stack, lost: extensions.connection) -> None:
-        """Close a lost connection, and forget the other ones: they are as old, and may be lost."""
+        """Close a lost connection, and the idle ones: they are as old, and may be lost, too."""
         lost.close()
         if self._stack is stack:
             self._stack = []
+        close_all(stack)
+
+    def _is_current(self) -> bool:
+        # Most starts thus need no lock, which another server may hold for long.
+        try:
+            with time_limit(CONNECT_S):
+                return all(each.applied for each in self._runner().status() if each.path)
+        except (peewee.DatabaseError, peewee.InterfaceError, *DRIVER_ERRORS) as error:
+            raise unavailable(error) from error
+        finally:
+            self.dispose()
 
     def _has(self, table: str) -> bool:
         name = f'"{self.schema}"."{table}"'
         return bool(self.execute_sql("SELECT to_regclass(%s)", (name,)).fetchone()[0])
 
+    def _await_lock(self) -> None:
+        """Wait for the lock however long, but for each statement only a while.
+
+        The server gives it up, too, if the network is lost: after IDLE_S.
+        """
+        limits = dict.fromkeys(("statement_timeout", "lock_timeout", "transaction_timeout"), "0")
+        limits["idle_in_transaction_session_timeout"] = str(int(1000 * IDLE_S))
+        # Older servers do not have all of them.
+        limit = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = %s"
+        lock = "SELECT pg_try_advisory_xact_lock(%s)"
+        with time_limit(REQUEST_S):
+            for name, value in limits.items():
+                self.execute_sql(limit, (value, name))
+        while True:
+            with time_limit(REQUEST_S):
+                if self.execute_sql(lock, (SCHEMA_LOCK,)).fetchone()[0]:
+                    return
+            sleep(LOCK_PAUSE_S)
+
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
         try:
             # Read committed, to see what another server did while this one waited.
+            with time_limit(REQUEST_S):
+                self.connect()
             with self.atomic("READ COMMITTED"):
-                self.execute_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-                self.execute_sql("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+                self._await_lock()
                 schema = f'"{self.schema}"'
                 if not self.execute_sql("SELECT to_regnamespace(%s)", (schema,)).fetchone()[0]:
                     self.execute_sql(f"CREATE SCHEMA {schema}")
@@ -193,6 +247,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             raise unavailable(error) from error
         finally:
             self.dispose()
+
+
+def close_all(stack: Stack) -> None:
+    """Close the connections of a stack, to which other threads may push."""
+    with suppress(IndexError):
+        while True:
+            stack.pop()[1].close()
 
 
 class DeadlinePassed(psycopg2.OperationalError):

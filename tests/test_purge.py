@@ -331,3 +331,55 @@ def test_a_command_says_in_one_line_that_the_database_is_away(
 def test_a_command_makes_the_tables_that_it_needs(tmp_path: Path, arguments: list[str]) -> None:
     result = run_command(tmp_path, *arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "tasks removed: 0\n", "")
+
+
+@on_postgres
+def test_the_clock_of_a_server_does_not_make_a_task_old(tmp_path: Path, database_url: str) -> None:
+    """The database's clock has said when it was deleted."""
+    to_trash(database_url, "young", 1)
+    to_trash(database_url, "old", 31)
+    (tmp_path / "ahead.py").write_text(
+        "import app, datetime, models\n"
+        "class Ahead(datetime.datetime):\n"
+        "    @classmethod\n"
+        "    def now(cls, zone=None):\n"
+        "        return super().now(zone) + datetime.timedelta(31)\n"
+        "models.datetime = Ahead\ncreate_app = app.create_app\n"
+    )
+    server = Server(
+        tmp_path, "--chdir", str(tmp_path), app="ahead:create_app()", DATABASE_URL=database_url
+    )
+    with server:
+        eventually(lambda: purged(server) == 1, 5)
+        assert titles(database_url) == ["young"]
+
+
+@on_postgres
+def test_a_purge_ends_where_it_may_remove_nothing(tmp_path: Path, database_url: str) -> None:
+    to_trash(database_url, "old", 31)
+    change_by_hand(
+        database_url,
+        """
+        CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER kept BEFORE DELETE ON task FOR EACH ROW EXECUTE FUNCTION keep();
+        """,
+    )
+    result = run_command(tmp_path, "purge", DATABASE_URL=database_url)
+    assert (result.exit_code, result.stdout) == (0, "tasks removed: 0\n")
+
+
+@on_postgres
+def test_a_purge_that_fails_is_logged_and_is_not_the_end(tmp_path: Path, database_url: str) -> None:
+    to_trash(database_url, "old", 31)
+    change_by_hand(
+        database_url,
+        """
+        CREATE TABLE note (user_id text, id uuid, FOREIGN KEY (user_id, id) REFERENCES task);
+        INSERT INTO note SELECT user_id, id FROM task;
+        """,
+    )
+    with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "ann") as user:
+        user.create()
+        messages = "the trash could not be purged"
+        eventually(lambda: messages in {line["message"] for line in server.log()}, 5)
+    assert all("Traceback" not in line["message"] for line in server.log())

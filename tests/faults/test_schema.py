@@ -3,13 +3,16 @@
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
+import psycopg2
 import pytest
 import requests
 from support.network import eventually
 from support.server import ROOT, Server, User, change_by_hand
 
+from database.postgres import SCHEMA_LOCK
 from testbed.cluster import Cluster
 
 SLOW_MIGRATION = """
@@ -121,3 +124,19 @@ def test_a_table_of_somebody_else_that_is_found_later_is_a_503(
         assert requests.get(f"{server.url}/ready").status_code == 503
     assert "table `task`" in server.log_file.read_text()
     assert cluster.execute("SELECT * FROM task", database) == []
+
+
+def test_a_server_whose_schema_is_current_needs_no_lock(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """A frozen container can hold it for hours."""
+    url = cluster.url(database)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    with Server(tmp_path / "first", DATABASE_URL=url):
+        pass
+    with closing(psycopg2.connect(url)) as connection:
+        connection.cursor().execute("SELECT pg_advisory_lock(%s)", (SCHEMA_LOCK,))
+        with Server(tmp_path / "second", DATABASE_URL=url) as server, User(server, "ann") as user:
+            user.create()
+    assert "unavailable" not in server.log_file.read_text()

@@ -270,6 +270,59 @@ def test_connections_are_closed_when_they_are_not_used(
     quiet(server)
 
 
+def test_a_lost_connection_takes_the_idle_ones_with_it(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """They are as old. Until Python collects what is forgotten, there could be too many."""
+    (tmp_path / "untidy.py").write_text(
+        "import app, gc\ngc.disable()\ncreate_app = app.create_app\n"
+    )
+    options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
+    server = Server(tmp_path, "--chdir", str(tmp_path), app="untidy:create_app()", **options)
+    with server, User(server.wait(), "ann") as user:
+        for _ in range(2):
+            network.delay = 0.05
+            with Load(server, clients=12):
+                time.sleep(1)
+            network.delay = 0.0
+            assert user.tasks() == []
+            assert network.connections > 4
+            cluster.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                f" WHERE datname = '{database}' ORDER BY state_change DESC LIMIT 1"
+            )
+            assert user.tasks() == []
+            eventually(lambda: network.connections == 1, 1)
+    quiet(server)
+
+
+def test_a_silent_host_does_not_hide_the_next_one(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Such as a primary that is frozen, with another one behind it in the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{cluster.port}"
+        url = cluster.url(database).replace(f"127.0.0.1:{cluster.port}", at)
+        with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+            start = time.monotonic()
+            user.create()
+            print(f"\na silent host before the right one: {time.monotonic() - start:.2f} s")
+    quiet(server)
+
+
+def test_a_table_that_is_being_restored_is_a_503(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "a") as user:
+        task = user.create()
+        cluster.execute("ALTER TABLE task DROP CONSTRAINT task_pkey", database)
+        assert user.post("/tasks", json={"title": "x"}).status_code == 503
+        cluster.execute("ALTER TABLE task ADD PRIMARY KEY (user_id, id)", database)
+        user.create()
+        assert len(user.tasks()) == 2 and user.task(task["id"]) == task
+    quiet(server)
+
+
 def test_the_kernel_asks_after_idle_connections(
     tmp_path: Path, cluster: Cluster, database: str, network: Network
 ) -> None:
