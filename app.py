@@ -26,10 +26,11 @@ optimistic locking: send the task's `ETag` as `If-Match`, and a task that has ch
 Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 
 Every response has an `X-Request-ID`, which is also in the server's log. A request may bring its
-own: 1 to 128 letters, digits and `_.:/+=@~-`.
+own: 1 to 128 letters, digits and `_.:/+=@~-`. What is not valid HTTP, too large or too slow is
+refused by the web server itself, with a short page and without an id.
 """
 
-# Between two purges of the trash, and after one that failed.
+# The pause after a purge of the trash, and after one that failed.
 DAY_S, HOUR_S = 86_400.0, 3_600.0
 
 log = logging.getLogger("tasks.app")
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     command = click.get_current_context(silent=True)
     if not command or command.info_name == "run":
         log_warnings(settings)
-    # Not for Flask's commands. Under `flask run`, the first request fetches the keys and migrates.
+    # Flask's commands skip this. Under `flask run`, the first request fetches keys and migrates.
     if not command:
         auth.fetch_keys(verifier)
         bring_up_to_date(database)

@@ -22,7 +22,7 @@ logger_class = ServerLogger
 logconfig_dict = logging_config(settings.log_level)
 loglevel = settings.log_level.lower()
 keepalive = 65  # Longer than in the routers of platforms, which would reuse a closed connection.
-graceful_timeout = 9  # The longest request takes less; every platform waits longer for a stop.
+graceful_timeout = 9  # A request takes at most about 8 s, unless it waits for a key set, too.
 # A heartbeat in a file on a slow disk can block the worker.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.

@@ -109,10 +109,10 @@ class Task(Model):
     due_date = TextField(null=True)
     tags = JsonField(default="[]")
     completed_at = TimestampField(null=True)
-    # When the task was put into the trash, which no other operation sees.
+    # When the task was deleted. Only the trash, a restore and a repeated create see such a task.
     deleted_at = TimestampField(null=True)
-    # The ETag. Every write sets a new one, the same in all of its tries: a try that finds it in the
-    # row knows that an earlier one succeeded.
+    # The ETag. A write sends the same new one with each attempt: if an attempt finds it in the row,
+    # an earlier attempt succeeded.
     revision = UUIDField()
     title_lower = TextField()
     title_folded = TextField()
@@ -270,7 +270,7 @@ def size_of(text: Field) -> Dialect:
 def this_task(conditional: bool = False, *, deleted: bool = False) -> Iterator[Node]:
     """The conditions on owner, id, and revision if the write is conditional.
 
-    Only if `deleted`, the task may be in the trash.
+    With `deleted`, the task may be in the trash.
     """
     yield Task.user_id == Parameter("user_id")
     yield Task.id == Parameter("id")
@@ -521,7 +521,7 @@ def get_task(user_id: str, task_id: str) -> StoredTask:
 
 @statement
 def update(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
-    """If the row already has the new revision, an earlier try toggled it: a retry keeps it."""
+    """An earlier attempt toggled a row that has the new revision: `completed` then stays."""
     changes: dict[Field, Node] = {FIELDS[name]: Parameter(name) for name in names}
     changes[Task.updated_at] = next_timestamp(Task.updated_at)
     changes[Task.revision] = NEW_REVISION
@@ -564,7 +564,7 @@ def update_task(
             user_id=user_id,
             id=task_id,
             revision=revision,
-            expected=[*(expected or ()), revision],  # Set by the earlier try of a retry.
+            expected=[*(expected or ()), revision],  # An earlier attempt may have set it.
             **changes,
         )
         for row in rows:

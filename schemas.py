@@ -153,8 +153,9 @@ class TaskUpdateSchema(BodySchema):
     tags: ma.fields.Field[Any] = Tags(
         allow_none=True,
         metadata={
-            "description": "At most 20 tags. Blank ones are left out, and those that differ only in"
-            " case from one before. A string has commas between the tags, or is a JSON array.",
+            "description": "At most 20 tags. Blank tags are dropped, and so is a tag that differs"
+            " only in case from an earlier one. A string has commas between the tags, or is a JSON"
+            " array.",
             "anyOf": [
                 {"type": "array", "maxItems": 20, "items": {"anyOf": [TAG, NAMED_TAG]}},
                 {"type": "string", "pattern": TAGS_WITH_COMMAS},
@@ -182,8 +183,8 @@ class TaskSchema(TaskUpdateSchema):
     due_date = ma.fields.String(
         allow_none=True,
         metadata={
-            "description": "`2026-01-31`, `2026-01-31T09:30:00` or `2026-01-31T09:30:00Z`, as it"
-            " was sent. null if the task has no due date.",
+            "description": "`2026-01-31`, `2026-01-31T09:30:00` or `2026-01-31T09:30:00Z`, in the"
+            " form it was sent, with an offset converted to UTC. null if the task has no due date.",
             "example": "2026-01-31",
         },
     )
@@ -199,7 +200,7 @@ class TaskSchema(TaskUpdateSchema):
 
 
 class ReplayedTaskSchema(TaskSchema):
-    """A task that was created before. Only in the trash it has `deleted_at`."""
+    """A task that was created before. It has `deleted_at` if it is in the trash."""
 
     deleted_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
 
@@ -248,7 +249,7 @@ OFFSET = fields.DecimalInteger(
     0,
     models.MAX_OFFSET,
     # No default: a client that always sends defaults could not send `cursor`.
-    metadata={"description": "The number of tasks to skip, without `cursor`."},
+    metadata={"description": "The number of tasks to skip. Not allowed together with `cursor`."},
 )
 CURSOR = CursorField(
     metadata={
@@ -294,7 +295,7 @@ class TaskQuerySchema(QuerySchema):
     )
     completed = fields.Choice(
         {"true": True, "false": False},
-        metadata={"description": "Like `status`, which overrides it unless it is `all`."},
+        metadata={"description": "Like `status`. A `status` other than `all` overrides it."},
     )
     priority = fields.Words(
         20,
@@ -307,7 +308,9 @@ class TaskQuerySchema(QuerySchema):
     tag = fields.Words(
         20,
         commas=False,
-        metadata={"description": "Only tasks with this tag, in any case; repeated: with all."},
+        metadata={
+            "description": "Only tasks with this tag, in any case. If repeated, with all of them."
+        },
     )
     tags = fields.Words(
         20,
@@ -334,7 +337,7 @@ class TaskQuerySchema(QuerySchema):
         metadata={
             "description": "The sort key (also `sort_by`): the time of creation, of the last"
             " update, the title (lower case, first 100 characters), the due date, or the priority."
-            " With `_asc` or `_desc` behind it, it names the order, too.",
+            " The suffix `_asc` or `_desc` sets the order, and overrides `order`.",
             "default": "created",
         },
     )

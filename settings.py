@@ -219,7 +219,11 @@ def _read_callers(text: Callable[[str], str], on_platform: bool) -> dict[str, An
             secret = ""
     elif secret:
         long_enough = len(secret.encode()) >= 32
-        _check(secret_name, long_enough, "32 bytes or more, such as `openssl rand -hex 32`")
+        _check(
+            secret_name,
+            long_enough,
+            "32 bytes or more, such as the output of `openssl rand -hex 32`",
+        )
     else:
         keys, reason = "JWT_JWKS_URL or JWT_SECRET", "since JWT_ISSUER or JWT_AUDIENCE is set"
         _check(keys, not (issuer or audience), f"one of them, {reason}")

@@ -23,7 +23,7 @@ INVALID_TOKEN = 'Bearer error="invalid_token"'
 MISSING = "The bearer token is missing: send the header Authorization: Bearer TOKEN."
 INVALID = "The bearer token is not valid, or has expired. The log of the server says why."
 MAX_DESCRIBED = 200
-# PyJWT's errors that need the part of the token, or two, which was wrong.
+# PyJWT's errors, each with the words for the log and the parts of the token to show.
 WRONG: dict[type[Exception], tuple[str, ...]] = {
     jwt.InvalidAlgorithmError: ("Wrong algorithm", "alg"),
     jwt.ExpiredSignatureError: ("Expired", "exp"),

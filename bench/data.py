@@ -19,9 +19,9 @@ SEED = """
 """
 # Tasks that are in the trash of this service: ten users with 100.
 TRASH = "SELECT 'e' || u AS owner, n FROM generate_series(1, 10) AS u, generate_series(1, 100) AS n"
-# Tasks that are there to be deleted.
 # More than any service deletes.
 TASKS_PER_SECOND = 20_000
+# Tasks that are there to be deleted.
 DOOMED = "SELECT 'd1' AS owner, n FROM generate_series(1, {count}) AS n"
 # The tags of the n-th task: home and errands, work, home or none.
 TAGS = "CASE n % 5 WHEN 0 THEN {} WHEN 1 THEN {} WHEN 2 THEN {} ELSE {} END"

@@ -19,7 +19,7 @@ from werkzeug.exceptions import ServiceUnavailable
 MIGRATIONS = Path(__file__).parent / "migrations"
 # The longest time for all statements of a request, and for the wait for a schema upgrade.
 REQUEST_S, SCHEMA_WAIT_S = 8.0, 4.0
-# A worker has so many more threads than slots: they answer 503 while all slots are in use.
+# The threads of a worker that never hold a slot: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database cannot be reached. Nothing has changed. Try again soon."
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
@@ -103,7 +103,8 @@ class TaskDatabase(peewee.Database):
     def await_schema(self) -> None:
         """Migrate in a background thread without a deadline, and wait for it.
 
-        Waits until SCHEMA_WAIT_S after its start. Raises ServiceUnavailable or ForeignTable.
+        Waits until SCHEMA_WAIT_S after the migration's start. Raises ServiceUnavailable or
+        ForeignTable.
         """
         with self._upgrade_lock:
             if self._upgrade is None or self._upgrade.done():

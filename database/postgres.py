@@ -31,7 +31,7 @@ from database.base import (
 CONNECT_S, STATEMENT_S, NETWORK_S = 5.0, 4.0, 1.0
 # With less time left than this, nothing is sent.
 MIN_TIME_LEFT_S = 2 * NETWORK_S
-# The sleep before a retry is random; its maximum starts at the first, doubles, ends at the second.
+# The sleep before a retry is random; its maximum doubles from the first to the second of these.
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
 # How long an idle connection stays open. The last one is never closed.
 IDLE_S = 60.0
@@ -182,7 +182,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             timer.start()
 
     def _close_idle(self) -> None:
-        """Close connections that were idle for IDLE_S; `_push` starts this again if several are."""
+        """Close connections idle for IDLE_S. `_push` starts this again while several are idle."""
         stack, until = self._stack, monotonic() - IDLE_S
         self._closes_idle = False
         with suppress(IndexError):  # Other threads use the stack at the same time.

@@ -68,8 +68,8 @@ def refuse_in_overload() -> None:
 def refuse_other_spellings() -> None:
     """Refuse a request that Werkzeug would read as a different request.
 
-    Raises NotFound for a path that is not UTF-8, because Werkzeug decodes two such paths to one
-    user, or has an escaped slash, which the server decodes to a separator (RFC 3986, section 2.2).
+    Raises NotFound for a path that is not UTF-8: Werkzeug decodes two such paths to one user. Also
+    for an escaped slash, which the server decodes to a separator (RFC 3986, section 2.2).
     Raises MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
     path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]

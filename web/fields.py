@@ -18,7 +18,7 @@ MESSAGES: ErrorMessages = {
 NOT_A_DATE_OR_TIME = (
     "Must be a date or a time, such as 2026-01-31, 2026-01-31T09:30:00 or 2026-01-31T09:30:00Z."
 )
-# The rules of `to_word` and, but for the days of a month, of `DateOrTime`, for clients.
+# The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month.
 WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
 LOCAL_TIME = (
     r"^(\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?)?$"

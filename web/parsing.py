@@ -36,7 +36,7 @@ class BodySchema(ma.Schema):
 class QuerySchema(ma.Schema):
     """The schema of a query. An empty value is as good as none; unknown parameters are ignored."""
 
-    # The other names of a parameter, which have effect without it.
+    # The other names of a parameter, which count if it is absent or empty.
     aliases: ClassVar[Mapping[str, Collection[str]]] = {}
     # Parameters whose empty value is not ignored.
     never_empty: ClassVar[Collection[str]] = ()
@@ -54,10 +54,8 @@ class QuerySchema(ma.Schema):
         sent = {}
         for name, field in self.fields.items() if data else ():
             for spelling in (name, *self.aliases.get(name, ())):
-                given = data.get(spelling, [])
-                if given := [value for value in given if value] or given * (
-                    name in self.never_empty
-                ):
+                may_be_empty = name in self.never_empty
+                if given := [value for value in data.get(spelling, ()) if value or may_be_empty]:
                     sent[name] = spelling, given if isinstance(field, Words) else given[-1:]
                     break
         return sent

@@ -16,7 +16,7 @@ DETAILS = {
     400: "The body is missing or is not JSON, or the request asks for a WebSocket.",
     401: "A valid bearer token is required.",
     403: "The token belongs to another user.",
-    404: "No such path.",
+    404: "There is nothing at this path.",
     405: "This path does not support this method.",
     412: "The task has changed: If-Match does not have its current ETag.",
     413: "The body is larger than 128 KiB.",

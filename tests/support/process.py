@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PACKAGES = [
-    *("apispec.ext.marshmallow", "click", "environs", "flask", "flask_smorest", "gunicorn.util"),
+    *("apispec.ext.marshmallow", "click", "flask", "flask_smorest", "gunicorn.util"),
     *("jwt", "cryptography.hazmat.primitives.asymmetric.ec", "http.client", "marshmallow"),
     *("orjson", "peewee", "playhouse.migrations", "psycopg2", "webargs.flaskparser", "runpy"),
 ]
