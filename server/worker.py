@@ -278,7 +278,7 @@ class Worker(ThreadWorker):
         """Let a thread handle the request that has arrived."""
         busy = self.nr_conns - len(self.waiting) - len(self.keepalived_conns)
         is_health = bool(HEALTH.match(conn.incoming.data))
-        conn.sock.is_refused = not is_health and busy > self.worker_connections // 2
+        conn.sock.is_refused = not is_health and busy > self.worker_connections * 9 // 10
         threads = self.refusal_thread if conn.sock.is_refused else self.threads
         if is_health:
             threads = self.health_thread

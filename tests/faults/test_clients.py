@@ -402,6 +402,7 @@ def test_idle_connections_give_way_to_requests(server: Server) -> None:
     """As many as there may be are kept; a client that sends its body late is still served."""
     get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     with Clients(server, 2000, get), ExitStack() as stack:
+        time.sleep(2)  # All are answered.
         late = [socket.create_connection(server.address, timeout=5) for _ in range(40)]
         for connection in late:
             stack.enter_context(closing(connection))
