@@ -36,7 +36,7 @@ FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
 # How long an idle connection stays open. The last one is never closed.
 IDLE_S = 60.0
 # The number of the advisory lock, which every server uses, and the pause between two tries.
-SCHEMA_LOCK, LOCK_PAUSE_S = 0x7461736B, 0.1
+SCHEMA_LOCK, LOCK_PAUSE_S = 0x7461736B, 0.02
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
