@@ -86,13 +86,20 @@ def strip(value: Any) -> Any:
 
 
 def fits_without_empty_values(case: Case) -> bool:
-    """Whether only empty values and blank words, which count as none, are wrong in the query."""
+    """Whether only values that count as none are wrong: empty ones, blank words and objects.
+
+    An object is sent as other parameters, or as an empty one.
+    """
     query = case.query or {}
     words = {
         name: [each for each in value if str(each).strip()] if isinstance(value, list) else value
         for name, value in query.items()
     }
-    sent = {name: value for name, value in words.items() if value not in ("", [])}
+    sent = {
+        name: value
+        for name, value in words.items()
+        if value not in ("", []) and not isinstance(value, dict)
+    }
     parameters = case.operation.get_parameter_set(ParameterLocation.QUERY)
     return sent != query and parameters.get_strict_validator().is_valid(sent)
 
