@@ -24,6 +24,7 @@ from support.server import ROOT, Server, new_database
 from schemas import NOT_A_CURSOR
 
 SECRET = "a secret of more than 32 bytes, for tests"
+LISTS = {"priority", "tag", "tags"}
 # What no schema can say: it depends on what was there before, or on another parameter.
 REFUSED_BY_STATE = {
     f"cursor: {NOT_A_CURSOR}",
@@ -88,18 +89,17 @@ def strip(value: Any) -> Any:
 def fits_without_empty_values(case: Case) -> bool:
     """Whether only values that count as none are wrong: empty ones, blank words and objects.
 
-    An object is sent as other parameters, or as an empty one.
+    An object is sent as other parameters or as an empty one; one word for a list, as a list.
     """
     query = case.query or {}
-    words = {
-        name: [each for each in value if str(each).strip()] if isinstance(value, list) else value
-        for name, value in query.items()
-    }
-    sent = {
-        name: value
-        for name, value in words.items()
-        if value not in ("", []) and not isinstance(value, dict)
-    }
+    sent = {}
+    for name, value in query.items():
+        if name in LISTS:
+            words = value if isinstance(value, list) else [value]
+            texts = [word if isinstance(word, str) else json.dumps(word) for word in words]
+            value = [text for text in texts if text.strip()]
+        if value not in ("", []) and not isinstance(value, dict):
+            sent[name] = value
     parameters = case.operation.get_parameter_set(ParameterLocation.QUERY)
     return sent != query and parameters.get_strict_validator().is_valid(sent)
 
