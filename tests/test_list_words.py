@@ -392,6 +392,8 @@ def test_an_offset_does_not_go_with_a_cursor(tied: User) -> None:
     assert refusal(tied.get(f"/tasks?limit=5&offset=3&cursor={cursor}"))[0] in {"offset", "cursor"}
     whole = tied.tasks()
     assert tied.tasks(offset="", cursor=cursor) == whole[8:]
+    for query in (f"cursor={cursor}&cursor=", f"cursor=&cursor={cursor}"):
+        assert tied.get(f"/tasks?{query}").json() == whole[8:]
     assert "Link" not in tied.get("/tasks?limit=14&offset=3").headers
 
 

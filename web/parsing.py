@@ -49,13 +49,16 @@ class QuerySchema(ma.Schema):
     def _find_sent(self, data: Mapping[str, list[str]]) -> dict[str, tuple[str, list[str]]]:
         """Each parameter that has effect, with its name as it was sent, and its values.
 
-        Of several values, the last counts, unless the field is a list.
+        Of several values, the last that is not empty counts, unless the field is a list.
         """
         sent = {}
         for name, field in self.fields.items() if data else ():
             for spelling in (name, *self.aliases.get(name, ())):
-                may_be_empty = name in self.never_empty
-                if given := [value for value in data.get(spelling, ()) if value or may_be_empty]:
+                given = data.get(spelling, [])
+                filled = [value for value in given if value]
+                if filled or name not in self.never_empty:
+                    given = filled
+                if given:
                     sent[name] = spelling, given if isinstance(field, Words) else given[-1:]
                     break
         return sent

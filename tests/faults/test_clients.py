@@ -427,9 +427,8 @@ def test_health_while_more_requests_wait_than_there_may_be_connections(
             start = time.monotonic()
             answers = []
             for connection in clients.open[1500:]:
-                with suppress(
-                    AssertionError
-                ):  # At the limit, some are closed before they are read.
+                # At the limit, some are closed before they are read.
+                with suppress(AssertionError):
                     answers.append(read(connection))
             took = time.monotonic() - start
     print(
