@@ -380,7 +380,9 @@ class Worker(ThreadWorker):
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))
             fits = self.waiting_bytes <= MAX_WAITING_BYTES
-            if until > now and fits and self.nr_conns < self.worker_connections:
+            # If few wait, the others are requests, which `submit` keeps below the limit.
+            few = len(self.waiting) <= self.worker_connections // 10
+            if until > now and fits and (few or self.nr_conns < self.worker_connections):
                 break
             if conn.incoming.data and not conn.sock.unsent:
                 util.write_error(conn.sock, 408, "Request Timeout", "")

@@ -432,17 +432,13 @@ def test_health_while_more_requests_wait_than_there_may_be_connections(
             for connection in clients.open[1500:]:
                 connection.settimeout(12)
             start = time.monotonic()
-            answers = []
-            for connection in clients.open[1500:]:
-                # At the limit, some are closed before they are read.
-                with suppress(AssertionError):
-                    answers.append(read(connection))
+            answers = [read(connection) for connection in clients.open[1500:]]
             took = time.monotonic() - start
     print(
-        f"\n2,300 requests for a locked table: /health {health:.3f} s at most; of the last 800,"
-        f" {len(answers)} answered within {took:.1f} s"
+        f"\n2,300 requests for a locked table: /health {health:.3f} s at most; the last 800"
+        f" answered within {took:.1f} s"
     )
-    assert took < 11 and len(answers) > 600
+    assert took < 11
     for status, headers, _ in answers:
         assert (status, headers["content-type"]) == (503, "application/problem+json")
         assert headers["retry-after"] == "1"
