@@ -9,7 +9,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from server import ServerLogger, Worker, log_warnings, logging_config, startup_summary
-from settings import VERSION, process_settings
+from settings import MAX_REQUEST_LINE, VERSION, process_settings
 
 settings = process_settings()
 
@@ -26,7 +26,7 @@ graceful_timeout = 9  # A request takes at most about 8 s, unless it waits for a
 # A heartbeat in a file on a slow disk can block the worker.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.
-limit_request_line = 8190  # The most that Gunicorn has; a search or a cursor can be long.
+limit_request_line = MAX_REQUEST_LINE
 limit_request_field_size = 32 * 1024  # A token can be long, too.
 permit_unconventional_http_method = True  # The application answers with a 405.
 # No answer depends on the scheme, and a SCRIPT_NAME header would change the routing.

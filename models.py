@@ -40,6 +40,7 @@ from database import (
     fetch_all,
     request_limit,
     rfc3339,
+    sql,
     statement,
 )
 
@@ -81,12 +82,6 @@ def fold_tags(tags: str) -> str:
     return "".join(f"\n{fold(tag)}\n" for tag in orjson.loads(tags))
 
 
-class TimestampField(Field):
-    """A point in time to the microsecond; in SQLite, its RFC 3339 text."""
-
-    field_type = "TIMESTAMPTZ"
-
-
 class JsonField(TextField):
     """JSON text, which responses contain as it is."""
 
@@ -103,14 +98,14 @@ class Task(Model):
     title = TextField()
     description = TextField(null=True)
     completed = BooleanField(default=False)
-    created_at = TimestampField()
-    updated_at = TimestampField()
+    created_at = sql.TimestampField()
+    updated_at = sql.TimestampField()
     priority = TextField(default="medium")
     due_date = TextField(null=True)
     tags = JsonField(default="[]")
-    completed_at = TimestampField(null=True)
+    completed_at = sql.TimestampField(null=True)
     # When the task was deleted. Only the trash, a restore and a repeated create see such a task.
-    deleted_at = TimestampField(null=True)
+    deleted_at = sql.TimestampField(null=True)
     # The ETag. A write sends the same new one with each attempt: if an attempt finds it in the row,
     # an earlier attempt succeeded.
     revision = UUIDField()
@@ -206,65 +201,14 @@ def new_revision() -> str:
 
 
 def as_public(field: Field) -> Node:
-    """A column as clients see it.
-
-    A timestamp is text in UTC, in every time zone of a session. SQLite has no booleans, but its
-    driver converts a column whose name ends in a known type.
-    """
-    if isinstance(field, TimestampField):
-        text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-        time = Dialect(postgres=SQL(text), sqlite=field)
-        # Version 1.0, perhaps beside this one during a deploy, leaves `completed_at` as it is.
-        return Case(None, [(Task.completed, time)]) if field is Task.completed_at else time
+    """A column as clients see it."""
     if isinstance(field, BooleanField):
-        return Dialect(postgres=field, sqlite=SQL(f'{field.name} AS "{field.name} [boolean]"'))
-    return field
-
-
-def next_timestamp(previous: TimestampField) -> Dialect:
-    """The current time, or just after `previous` if the clock was set back since."""
-    return Dialect(
-        postgres=fn.greatest(NOW, previous + SQL("interval '1 microsecond'")),
-        sqlite=fn.next_timestamp(NOW, previous),
-    )
-
-
-def contains(text: Field, part: str) -> Dialect:
-    """Whether the parameter `part` is a literal substring of `text`: no wildcards."""
-    words = Parameter(part)
-    return Dialect(
-        postgres=fn.strpos(text, words) > SQL("0"), sqlite=fn.instr(text, words) > SQL("0")
-    )
-
-
-def is_one_of(field: Field, values: str, kind: str = "text") -> Dialect:
-    """Whether `field` is among a parameter's values. One statement fits any number of them."""
-    return Dialect(
-        postgres=SQL(f"{field.name} = ANY(%({values})s::{kind}[])"),
-        sqlite=SQL(f"{field.name} IN (SELECT value FROM json_each(:{values}))"),
-    )
-
-
-def exists_tag(values: str, condition: str) -> Dialect:
-    """Whether the position in `tags_folded` of one of a parameter's values fits `condition`."""
-    return Dialect(
-        postgres=SQL(
-            f"EXISTS (SELECT 1 FROM unnest(%({values})s::text[]) AS t(tag)"
-            f" WHERE strpos(tags_folded, E'\\n' || tag || E'\\n') {condition})"
-        ),
-        sqlite=SQL(
-            f"EXISTS (SELECT 1 FROM json_each(:{values})"
-            f" WHERE instr(tags_folded, char(10) || value || char(10)) {condition})"
-        ),
-    )
-
-
-def size_of(text: Field) -> Dialect:
-    """The length of a text in bytes."""
-    return Dialect(
-        postgres=fn.coalesce(fn.octet_length(text), SQL("0")),
-        sqlite=fn.coalesce(fn.length(text.cast("BLOB")), SQL("0")),
-    )
+        return sql.as_boolean(field)
+    if not isinstance(field, sql.TimestampField):
+        return field
+    time = sql.as_rfc3339(field)
+    # Version 1.0, perhaps beside this one during a deploy, leaves `completed_at` as it is.
+    return Case(None, [(Task.completed, time)]) if field is Task.completed_at else time
 
 
 def this_task(conditional: bool = False, *, deleted: bool = False) -> Iterator[Node]:
@@ -277,29 +221,28 @@ def this_task(conditional: bool = False, *, deleted: bool = False) -> Iterator[N
     if not deleted:
         yield IS_THERE
     if conditional:
-        yield is_one_of(Task.revision, "expected", "uuid")
+        yield sql.is_one_of(Task.revision, "expected", "uuid")
 
 
-# The database's clock, which all servers share; for SQLite, this machine's.
-NOW = Dialect(postgres=fn.now(), sqlite=Parameter("now"))
 PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS]
 COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
 DELETED_AT = as_public(Task.deleted_at)
 NEW_REVISION = Parameter("revision")
 # What a delete changes. A row that an earlier try deleted (IS_DELETABLE) keeps its time.
-DELETION = {Task.deleted_at: fn.coalesce(Task.deleted_at, NOW), Task.revision: NEW_REVISION}
+DELETION = {Task.deleted_at: fn.coalesce(Task.deleted_at, sql.NOW), Task.revision: NEW_REVISION}
 IS_THERE = Task.deleted_at.is_null()
 IS_DELETABLE = IS_THERE | (Task.revision == NEW_REVISION)
 DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
 # The filters of a list by the names of their parameters. A filter whose value is null selects all.
 FILTERS: dict[str, Node] = {
     "completed": Task.completed == Parameter("completed"),
-    "priority": is_one_of(Task.priority_folded, "priority"),
-    "tag": ~exists_tag("tag", "= 0"),
-    "tags": exists_tag("tags", "> 0"),
+    "priority": sql.is_one_of(Task.priority_folded, "priority"),
+    "tag": sql.has_all_lines(Task.tags_folded, "tag"),
+    "tags": sql.has_any_line(Task.tags_folded, "tags"),
     "due_date_from": Parameter("due_date_from") <= DUE_DAY,
     "due_date_to": Parameter("due_date_to") >= DUE_DAY,
-    "search": contains(Task.title_folded, "search") | contains(Task.description_folded, "search"),
+    "search": sql.contains(Task.title_folded, "search")
+    | sql.contains(Task.description_folded, "search"),
 }
 # The sort keys that are texts. A date comes after the times on its day.
 SORT_TEXTS = {
@@ -354,7 +297,7 @@ def select_page(filtered: bool, sort: str, order: str, continued: bool, measured
         # The least that the other fields, all names and the punctuation take.
         size: ColumnBase = SQL("240")
         for text in TEXTS:
-            size += size_of(text)
+            size += sql.size_of(text)
         so_far = fn.SUM(size).over(
             order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW
         )
@@ -474,8 +417,8 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
 def insert() -> Node:
     """If the id exists already, the statement returns its row unchanged."""
     row: dict[Field, Node] = {field: Parameter(name) for name, field in FIELDS.items()}
-    completed_at = Case(None, [(Parameter("completed"), NOW)])
-    row |= {Task.created_at: NOW, Task.updated_at: NOW, Task.completed_at: completed_at}
+    completed_at = Case(None, [(Parameter("completed"), sql.NOW)])
+    row |= {Task.created_at: sql.NOW, Task.updated_at: sql.NOW, Task.completed_at: completed_at}
     return (
         Task.insert(row)
         .on_conflict(conflict_target=[Task.user_id, Task.id], update={Task.id: Task.id})
@@ -523,7 +466,7 @@ def get_task(user_id: str, task_id: str) -> StoredTask:
 def update(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
     """An earlier attempt toggled a row that has the new revision: `completed` then stays."""
     changes: dict[Field, Node] = {FIELDS[name]: Parameter(name) for name in names}
-    changes[Task.updated_at] = next_timestamp(Task.updated_at)
+    changes[Task.updated_at] = sql.next_timestamp(Task.updated_at)
     changes[Task.revision] = NEW_REVISION
     if toggles:
         is_retry = Task.revision == NEW_REVISION

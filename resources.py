@@ -15,7 +15,7 @@ import auth
 import models
 from models import Cursor, Page, StoredTask
 from schemas import (
-    UUID,
+    UUID_TEXT,
     ClearedSchema,
     DeletedTaskSchema,
     MessageSchema,
@@ -28,11 +28,12 @@ from schemas import (
     TaskUpdateSchema,
     TrashQuerySchema,
 )
+from settings import MAX_REQUEST_LINE
 from web import Blueprint, Invalid, QuerySchema
 
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
-# The longest URL that can be requested with any method: Gunicorn takes a line of 8,190 bytes.
-MAX_URL = 8190 - len("OPTIONS  HTTP/1.1")
+# The longest URL that can be requested with any method.
+MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
 LIST_QUERY, TRASH_QUERY = TaskQuerySchema(), TrashQuerySchema()
 
 
@@ -55,7 +56,7 @@ class TaskIdConverter(BaseConverter):
     schema: ClassVar = {"type": "string", "format": "uuid"}
 
     def to_python(self, value: str) -> str | None:
-        return value.lower() if UUID.fullmatch(value.lower()) else None
+        return value.lower() if UUID_TEXT.fullmatch(value.lower()) else None
 
 
 PATH_PARAMETERS = [
@@ -285,7 +286,7 @@ def if_match() -> list[str] | None:
     if "If-Match" not in request.headers or request.if_match.star_tag:
         return None
     tags = request.if_match.as_set(include_weak=True)
-    return [tag for tag in tags if tag and UUID.fullmatch(tag)]
+    return [tag for tag in tags if tag and UUID_TEXT.fullmatch(tag)]
 
 
 def idempotency_key() -> str | None:

@@ -12,7 +12,7 @@ import models
 from models import Cursor
 from web import BodySchema, QuerySchema, fields
 
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 # The rules of `check_storable` and of a title as regular expressions for clients. NOT_BLANK names
 # the characters that are white space in Python but not in ECMAScript.
@@ -94,7 +94,7 @@ class CursorField(ma.fields.String):
                 datetime.fromisoformat(cursor.key)
             else:
                 raise ValueError("not a timestamp")
-            if not UUID.fullmatch(cursor.id):
+            if not UUID_TEXT.fullmatch(cursor.id):
                 raise ValueError("not a task id")
         except ValueError as error:
             raise ma.ValidationError(NOT_A_CURSOR) from error

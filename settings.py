@@ -21,6 +21,8 @@ from psycopg2.extensions import parse_dsn
 VERSION = "1.1.0"
 # In bytes. The longest legal body, each character escaped as a surrogate pair, has about 78,400.
 MAX_BODY = 128 * 1024
+# In bytes. The most that Gunicorn has; a search or a cursor can be long.
+MAX_REQUEST_LINE = 8190
 # One of these in the environment means a platform: listen on every address, no database by default,
 # and no open access. docs/deploy.md lists them, too.
 PLATFORM_VARIABLES = {

@@ -1,5 +1,6 @@
 """Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
+from database import sql
 from database.base import ForeignTable, Read, TaskDatabase, count, fetch_all, request_limit, rfc3339
 from database.compile import Dialect, Parameter, statement
 from database.postgres import Postgres
@@ -17,5 +18,6 @@ __all__ = [
     "fetch_all",
     "request_limit",
     "rfc3339",
+    "sql",
     "statement",
 ]

@@ -21,7 +21,7 @@ FILES += sorted(file for package in PACKAGES for file in (ROOT / package).glob("
 IMPORTS = {
     "app": {"auth", "cli", "database", "models", "resources", "server", "settings", "web"},
     "cli": {"auth", "database", "models", "server", "settings"},
-    "resources": {"auth", "models", "schemas", "web"},
+    "resources": {"auth", "models", "schemas", "settings", "web"},
     "schemas": {"models", "web"},
     "models": {"database"},
     "gunicorn.conf": {"server", "settings"},
