@@ -147,6 +147,15 @@ class Incoming:
         return self.is_whole or is_malformed or len(self.data) - self._head > MAX_CHUNKED_BYTES
 
 
+def is_last(request: Any) -> bool:
+    """Whether the client closes after this request (RFC 9112, section 9.6).
+
+    Gunicorn finds `close` only as the one option in the first field.
+    """
+    fields = [value.lower() for name, value in request.headers if name == "CONNECTION"]
+    return any(option.strip(" \t") == "close" for value in fields for option in value.split(","))
+
+
 class ClientSocket(socket.socket):
     """A socket whose `sendall` never waits: it keeps the data for `flush`."""
 
@@ -290,7 +299,7 @@ class Worker(ThreadWorker):
         request, keeps = None, False
         try:
             request = next(conn.parser)
-            if not conn.incoming.is_whole:
+            if not conn.incoming.is_whole or is_last(request):
                 request.force_close()
             keeps = self.handle_request(request, conn) and conn.parser.finish_body()
         except (NoMoreData, StopIteration) as error:

@@ -272,6 +272,17 @@ def test_a_connection_that_is_kept_is_kept(
                 assert (status, headers["connection"]) == (expected, "keep-alive")
 
 
+@pytest.mark.parametrize(
+    "fields", [b"Close", b"TE, close", b"close,TE", b"keep-alive\r\nConnection: x,\tclose"]
+)
+def test_a_client_that_will_close_is_not_waited_for(server: Server, fields: bytes) -> None:
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        connection.sendall(GET_TASKS + b"Connection: " + fields + b"\r\n\r\n")
+        status, headers, _ = read(connection)
+        assert (status, headers["connection"]) == (200, "close")
+        assert connection.recv(1) == b""
+
+
 @pytest.mark.parametrize("size", [131_073, 3_000_000])
 def test_what_is_too_large_is_told_so(server: Server, size: int) -> None:
     """The client can read its 413 after it has sent everything, and knows that it must close."""
