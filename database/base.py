@@ -75,19 +75,21 @@ class TaskDatabase(peewee.Database):
         self._schema_is_current = False
         self._released_at = 0.0
 
-    def send(self, sql: str, values: Mapping[str, Any], read: Read = fetch_all) -> Any:
+    def send(
+        self, sql: str, values: Mapping[str, Any], read: Read = fetch_all, again: str = ""
+    ) -> Any:
         """Send one statement in autocommit, with `values` for its named parameters.
 
         `read` makes the result from the driver's cursor. A statement may be sent more than once: a
-        write must recognize its earlier try. Raises ServiceUnavailable if the database cannot be
-        reached in time.
+        write must recognize its earlier attempt. After an attempt whose answer was lost, `again` is
+        sent instead, if given. Raises ServiceUnavailable if the database cannot be reached in time.
         """
         with request_limit():
             self._acquire_slot()
             try:
                 if not self._schema_is_current:
                     self.await_schema()
-                return self._send(sql, values, read)
+                return self._send(sql, values, read, again or sql)
             except ForeignTable as error:
                 raise unavailable(error) from error
             finally:
@@ -146,7 +148,7 @@ class TaskDatabase(peewee.Database):
         """Whether all migrations are applied, as far as that can be seen without the lock."""
         return False
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Any:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
         raise NotImplementedError
 
     def _has(self, table: str) -> bool:

@@ -122,7 +122,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         except TimeoutError as error:
             raise psycopg2.OperationalError("the resolver did not respond in time") from error
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Any:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
         is_write = not sql.startswith("SELECT")
         is_lost_write = was_demoted = False
         failure: Exception | None = None
@@ -143,6 +143,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 if is_lost(connection, error):
                     self._discard(stack, connection)
                     is_lost_write |= is_write
+                    sql = again
                     if is_write and isinstance(error, DeadlinePassed):
                         break  # It may still run in the server: it must not be sent again.
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:

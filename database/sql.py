@@ -1,6 +1,6 @@
 """Columns and expressions that PostgreSQL and SQLite spell differently."""
 
-from peewee import SQL, BooleanField, Field, fn
+from peewee import SQL, BooleanField, Field, Node, fn
 
 from database.compile import Dialect, Parameter
 
@@ -33,11 +33,10 @@ def next_timestamp(previous: TimestampField) -> Dialect:
     )
 
 
-def contains(text: Field, part: str) -> Dialect:
-    """Whether the parameter `part` is a literal substring of `text`: no wildcards."""
-    words = Parameter(part)
+def contains(text: Field, part: Node) -> Dialect:
+    """Whether `part` is a literal substring of `text`: no wildcards."""
     return Dialect(
-        postgres=fn.strpos(text, words) > SQL("0"), sqlite=fn.instr(text, words) > SQL("0")
+        postgres=fn.strpos(text, part) > SQL("0"), sqlite=fn.instr(text, part) > SQL("0")
     )
 
 

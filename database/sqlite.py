@@ -58,7 +58,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         if file_identity(self.database) != file:
             raise sqlite3.OperationalError("the file was removed or replaced")
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read) -> Any:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
         # SQLite itself waits for its lock by polling, and some writers would never get it.
         writes = not sql.startswith("SELECT")
         if writes and not self._write_lock.acquire(timeout=wait_s()):

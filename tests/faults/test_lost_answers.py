@@ -1,12 +1,16 @@
 """PostgreSQL answers, but the answer is lost on its way."""
 
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg2
 import pytest
-from support.network import Network
+from support.network import Network, eventually
 from support.server import Server, User, change_by_hand
 
 from testbed.cluster import Cluster
@@ -171,3 +175,176 @@ def test_the_time_of_deletion_is_that_of_the_try_that_succeeded(
         network.lose = lambda _: False
         (found,) = user.trash()
     assert [datetime.fromisoformat(found["deleted_at"])] == seen
+
+
+@pytest.fixture(scope="module")
+def neighbor(
+    tmp_path_factory: pytest.TempPathFactory, server: Server, database: str
+) -> Iterator[Server]:
+    """Another server, which asks the same database past the network."""
+    with Server(tmp_path_factory.mktemp("neighbor"), DATABASE_URL=database) as neighbor:
+        yield neighbor
+
+
+@pytest.mark.parametrize("others", [1, 31])
+@pytest.mark.parametrize("tagged", [True, False])
+@pytest.mark.parametrize(
+    "method, suffix, body, other_method, other_suffix, other_body, expected",
+    [
+        ("PATCH", "/{}/complete", None, "PATCH", "/{}", {"title": "theirs"}, (True, "theirs")),
+        ("PATCH", "/{}/complete", None, "PATCH", "/{}/complete", None, (None, "old")),
+        ("PATCH", "/{}/complete", None, "DELETE", "/{}", None, None),
+        ("PUT", "/{}", {"title": "mine"}, "PUT", "/{}", {"title": "theirs"}, (False, "theirs")),
+        ("PUT", "/{}", {"title": "mine"}, "DELETE", "/{}", None, None),
+        ("DELETE", "/{}", None, "POST", "/{}/restore", None, (False, "old")),
+        ("POST", "/{}/restore", None, "DELETE", "/{}", None, None),
+    ],
+)
+def test_an_answer_that_is_lost_while_others_write(
+    server: Server,
+    neighbor: Server,
+    network: Network,
+    method: str,
+    suffix: str,
+    body: dict[str, object] | None,
+    other_method: str,
+    other_suffix: str,
+    other_body: dict[str, object] | None,
+    expected: tuple[bool | None, str] | None,
+    tagged: bool,
+    others: int,
+) -> None:
+    """The write is made once, and what was written after it stays."""
+    with User(server, f"ann-{uuid4()}") as user, User(neighbor, user.name) as other:
+        created = user.post("/tasks", json={"title": "old"})
+        path = f"/tasks/{created.json()['id']}"
+        if suffix.endswith("restore"):
+            user.delete(path)
+
+        def lose(asked: bytes) -> bool:
+            if network.lost or b"UPDATE" not in asked:
+                return False
+            # All but the last one change nothing that is looked at.
+            for number in range(others - 1):
+                task = other.patch(path, json={"description": f"{number}"})
+                if task.status_code == 404:
+                    assert other.post(f"{path}/restore").status_code == 200
+            changed = other.request(
+                other_method, "/tasks" + other_suffix.format(path[7:]), json=other_body
+            )
+            assert changed.status_code == 200, changed.text
+            return True
+
+        network.lost, network.lose = 0, lose
+        headers = {"If-Match": created.headers["ETag"]} if tagged else {}
+        answer = user.request(
+            method, "/tasks" + suffix.format(path[7:]), json=body, headers=headers
+        )
+        network.lose = lambda _: False
+        assert (answer.status_code, network.lost) == (200, 1), answer.text
+        tasks, trash = other.tasks(), other.trash()
+    if expected is None:
+        assert (len(tasks), len(trash)) == (0, 1)
+    else:
+        completed, title = expected
+        assert trash == []
+        assert [(task["completed"], task["title"]) for task in tasks] == [(bool(completed), title)]
+
+
+def test_a_lost_answer_to_a_create_while_another_writes(
+    server: Server, neighbor: Server, network: Network
+) -> None:
+    """It is a 201, as it would have been, with the task as it is now."""
+    with User(server, f"ann-{uuid4()}") as user, User(neighbor, user.name) as other:
+
+        def lose(asked: bytes) -> bool:
+            if network.lost or b"INSERT" not in asked:
+                return False
+            (task,) = other.tasks()
+            assert other.patch(f"/tasks/{task['id']}/complete").status_code == 200
+            return True
+
+        network.lost, network.lose = 0, lose
+        answer = user.post("/tasks", json={"title": "new"}, headers={"Idempotency-Key": "1"})
+        network.lose = lambda _: False
+        assert (answer.status_code, network.lost) == (201, 1)
+        assert "Idempotent-Replayed" not in answer.headers
+        assert other.tasks() == [answer.json()]
+
+
+def test_a_lost_answer_to_a_clear_while_another_restores(
+    server: Server, neighbor: Server, network: Network
+) -> None:
+    """The number is that of the first try, and what was restored stays."""
+    with User(server, f"ann-{uuid4()}") as user, User(neighbor, user.name) as other:
+        done = [user.create(f"{number}", completed=True)["id"] for number in range(5)]
+
+        def lose(asked: bytes) -> bool:
+            if network.lost or b"UPDATE" not in asked:
+                return False
+            for task in done[:2]:
+                assert other.post(f"/tasks/{task}/restore").status_code == 200
+            return True
+
+        network.lost, network.lose = 0, lose
+        answer = user.delete("/tasks/completed/clear")
+        network.lose = lambda _: False
+        assert (answer.status_code, answer.json()["deleted"], network.lost) == (200, 5, 1)
+        assert [task["id"] for task in other.tasks()] == done[:2]
+
+
+def test_toggles_of_one_task_by_many_while_answers_are_lost(
+    server: Server, network: Network
+) -> None:
+    """Each is made once: an odd number of them leaves the task completed, an even number not."""
+    seen = set()
+
+    def lose(asked: bytes) -> bool:
+        """Lose half of the answers to first attempts."""
+        revision = re.search(rb'"revision" = .*?([0-9a-f-]{36})', asked)
+        is_first = bool(revision) and revision[1] not in seen
+        if is_first:
+            seen.add(revision[1])
+        return is_first and len(seen) % 2 == 0
+
+    with User(server, f"ann-{uuid4()}") as user:
+        path = f"/tasks/{user.create()['id']}/complete"
+        expected = False
+        for _ in range(8):
+            network.lost, network.lose = 0, lose
+            with ThreadPoolExecutor(8) as pool:
+                answers = [*pool.map(lambda _: user.patch(path).status_code, range(41))]
+            network.lose = lambda _: False
+            expected = not expected
+            assert (answers, network.lost > 10) == ([200] * 41, True)
+            assert user.tasks()[0]["completed"] is expected
+
+
+def test_a_toggle_that_waits_for_a_lock_while_its_connection_is_cut(
+    server: Server, neighbor: Server, network: Network, database: str
+) -> None:
+    """Its attempts wait side by side with another toggle, and only the first changes the task."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+    def wait_for(number: int) -> None:
+        eventually(lambda: change_by_hand(database, waiting) == [(number,)], 2)
+
+    with (
+        User(server, f"ann-{uuid4()}") as user,
+        User(neighbor, user.name) as other,
+        ThreadPoolExecutor(2) as pool,
+        closing(psycopg2.connect(database)) as connection,
+    ):
+        path = f"/tasks/{user.create()['id']}/complete"
+        connection.cursor().execute("SELECT FROM task WHERE user_id = %s FOR UPDATE", [user.name])
+        answers = [pool.submit(user.patch, path)]
+        wait_for(1)
+        network.cut()
+        wait_for(2)
+        answers.append(pool.submit(other.patch, path))
+        wait_for(3)
+        network.cut()
+        wait_for(4)
+        connection.rollback()
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+        assert user.tasks()[0]["completed"] is False
