@@ -235,6 +235,7 @@ IS_OWNED = Task.user_id == Parameter("user_id")
 IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
 IS_THERE = Task.deleted_at.is_null()
 IS_EXPECTED = sql.is_one_of(Task.revision, "expected", "uuid")
+# Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, SQL(f"{37 - MARK_LENGTH}"))
 IS_DONE = sql.contains(Task.recent_writes, MARK)
 DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
@@ -268,8 +269,6 @@ SORT_TEXTS = {
 SORT_TIMES = {
     sort: DELETED_FIELDS.index(f"{sort}_at") for sort in ("created", "updated", "deleted")
 }
-
-
 # The sorts by what a client can change.
 CHANGING_SORTS = {"updated", *SORT_TEXTS}
 
