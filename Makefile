@@ -11,8 +11,9 @@ HAS_VENV = $(shell $(PYTHON) -c 'import ensurepip; print(True)' 2>/dev/null)
 run: $(VENV)/run
 	@env -u PORT $(BIN)/python -m gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT))
 
+# All but the faults, which have a command of their own, and the slow tests.
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/faults
 
 # Every fault, the slow ones too, with what each has counted.
 faults: $(VENV)/test

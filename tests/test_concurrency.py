@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
-from support.server import FIELDS, Server, User, new_database
+from support.server import FIELDS, Server, User, fill, new_database
 
 from models import UNMEASURED_TASKS
 
@@ -311,10 +311,12 @@ def test_servers_that_start_together_make_one_schema(
     ],
 )
 def test_a_list_by_what_is_being_changed_has_every_task_once(
-    user: User, sort: str, changes: list[dict[str, object]]
+    user: User, database_url: str, sort: str, changes: list[dict[str, object]]
 ) -> None:
     """Also one that is so long that its second part is measured."""
-    ids = {user.create(f"m{n:03}")["id"] for n in range(UNMEASURED_TASKS + 100)}
+    user.create("m")
+    fill(database_url, user.name, UNMEASURED_TASKS + 100)
+    ids = {task["id"] for task in user.tasks()}
     stopped = Event()
 
     def change() -> None:
