@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
+from select import select
 from selectors import EVENT_READ, EVENT_WRITE
 from threading import Thread
 from time import monotonic
@@ -79,6 +80,17 @@ class Incoming:
         self.is_whole = self.expects_continue = False
         self._length: int | None = 0  # Of the body; None if it is chunked.
         self._head = self._searched = self._decoded = 0
+        self._skip_empty_lines()
+
+    def add(self, data: bytes) -> None:
+        self.data += data
+        if not self._searched:
+            self._skip_empty_lines()
+
+    def _skip_empty_lines(self) -> None:
+        """Remove what a client may send after a request (RFC 9112, section 2.2)."""
+        while self.data.startswith(b"\r\n"):
+            del self.data[:2]
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -129,7 +141,7 @@ class Incoming:
         while chunk := CHUNK.match(self.data, self._searched, self._searched + MAX_CHUNK_LINE):
             begin, size = chunk.end(), int(chunk[1], 16)
             if size == 0:
-                self.is_whole = bool(TRAILERS.match(self.data, begin))
+                self.is_whole = bool(TRAILERS.match(self.data, begin, begin + MAX_TRAILERS))
                 is_long = len(self.data) - begin > MAX_TRAILERS
                 if is_long or self.data.find(b"\r\n\r\n", begin) >= 0:
                     return True
@@ -159,8 +171,9 @@ def is_last(request: Any) -> bool:
 class ClientSocket(socket.socket):
     """A socket whose `sendall` never waits: it keeps the data for `flush`."""
 
-    # Whether the application should answer 503. It finds the socket in the WSGI environment.
-    is_refused = False
+    # Whether the application should answer 503, and whether the body is not whole. The application
+    # finds the socket in the WSGI environment.
+    is_refused = is_partial = False
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
@@ -248,20 +261,33 @@ class Worker(ThreadWorker):
         self.nr_conns += 1
         self.enqueue_req(Connection(self.cfg, accepted, client, listener.getsockname()))
 
+    def set_accept_enabled(self, enabled: Any) -> None:
+        """Close the listeners when the worker stops: a router can send a refused request again."""
+        super().set_accept_enabled(enabled)
+        if not (enabled or self.alive):
+            for listener in self.sockets:
+                while self.nr_conns < self.worker_connections and select([listener], [], [], 0)[0]:
+                    self.accept(listener)
+                listener.close()
+
     def enqueue_req(self, conn: Any) -> None:
         """Wait for the next request on a connection."""
         conn.incoming.begin(conn.parser.unreader.take_buffered())
         if conn.incoming.data and conn.incoming.can_parse():
             self.submit(conn)  # Without reading more, or a fast client would fill the memory.
-        elif not self.receive(conn):
+        elif self.receive(conn):
+            return
+        elif conn.incoming.data or not conn.parser.req_count:
             self.wait(conn, EVENT_READ, self.receive)
+        else:
+            self.finish_request(conn, KEPT)
 
     def receive(self, conn: Connection) -> bool:
         """Read what has arrived. Returns False if more must arrive before anything can be done."""
         incoming, ends = conn.incoming, False
         try:
             data = conn.sock.recv(RECEIVE_BYTES)
-            incoming.data += data
+            incoming.add(data)
             ends = not data
         except BlockingIOError:
             pass
@@ -299,7 +325,8 @@ class Worker(ThreadWorker):
         request, keeps = None, False
         try:
             request = next(conn.parser)
-            if not conn.incoming.is_whole or is_last(request):
+            conn.sock.is_partial = not conn.incoming.is_whole
+            if conn.sock.is_partial or is_last(request):
                 request.force_close()
             keeps = self.handle_request(request, conn) and conn.parser.finish_body()
         except (NoMoreData, StopIteration) as error:

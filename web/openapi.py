@@ -9,7 +9,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from web import problems
-from web.parsing import StrictParser
+from web.parsing import StrictParser, refuse_partial_bodies
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -65,6 +65,7 @@ class Blueprint(flask_smorest.Blueprint):
         self._guarded = guard is not None
         if guard:
             self.before_request(guard)
+        self.before_request(refuse_partial_bodies)
         self._prepare_doc_cbks.append(self._prepare_operation_doc)
 
     def operation(

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 
 import marshmallow as ma
 import orjson
-from flask import Request
+from flask import Request, request
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
@@ -116,6 +116,15 @@ def query_values(request: Request) -> dict[str, list[str]]:
     """The values of each parameter. Invalid UTF-8 becomes surrogates, which the fields refuse."""
     query = request.query_string.decode(errors="surrogateescape")
     return parse_qs(query, keep_blank_values=True, errors="surrogateescape")
+
+
+def refuse_partial_bodies() -> None:
+    """Refuse a body that the server's event loop found cut, malformed or too large.
+
+    Not every operation reads its body. Raises BadRequest or RequestEntityTooLarge.
+    """
+    if getattr(request.environ.get("gunicorn.socket"), "is_partial", False):
+        read_body(request)
 
 
 def read_body(request: Request) -> bytes:

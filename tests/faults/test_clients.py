@@ -8,18 +8,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import psycopg2
 import pytest
 import requests
 from support.network import eventually
-from support.server import Server, User
+from support.server import HASTY, Server, User
 
 from testbed.cluster import Cluster
 
 HEAD = b"POST /api/slow/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKED = HEAD + CHUNKS
 GET_TASKS = b"GET /api/slow/tasks HTTP/1.1\r\nHost: x\r\n"
 # What each sends at once, and what it drips from then on.
 SLOW = {
@@ -281,6 +283,62 @@ def test_a_client_that_will_close_is_not_waited_for(server: Server, fields: byte
         status, headers, _ = read(connection)
         assert (status, headers["connection"]) == (200, "close")
         assert connection.recv(1) == b""
+
+
+def test_an_empty_line_after_a_request_does_not_end_the_connection(tmp_path: Path) -> None:
+    """Neither one that comes with the request nor one that comes later, nor both."""
+    body = HEAD + b'Content-Length: 14\r\n\r\n{"title": "x"}'
+    with (
+        Server(tmp_path, app=HASTY) as server,
+        closing(socket.create_connection(server.address, timeout=5)) as connection,
+    ):
+        for first, later in ((b"\r\n", b""), (b"", b"\r\n"), (b"\r\n", b"\r\n\r\n")):
+            connection.sendall(body + first)
+            assert read(connection)[0] == 201
+            connection.sendall(later)
+            time.sleep(4)  # Longer than a request has time to arrive.
+
+
+@pytest.mark.parametrize("cut", [b"Content-Length: 10\r\n\r\nabc", CHUNKS + b"ff\r\nabc"])
+@pytest.mark.parametrize("path", ["/{}", "/{}/restore", "/completed/clear"])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_request_that_is_cut_changes_nothing(
+    server: Server, cut: bytes, path: str, leaves: bool
+) -> None:
+    """Also one whose body would have been ignored."""
+    with User(server, f"cut-{uuid4()}") as user:
+        task = user.create(completed=True)
+        if path.endswith("restore"):
+            user.delete(f"/tasks/{task['id']}")
+        before = user.tasks(), user.trash()
+        method = "POST" if path.endswith("restore") else "DELETE"
+        target = f"/api/{user.name}/tasks{path.format(task['id'])}"
+        sent = f"{method} {target} HTTP/1.1\r\nHost: x\r\n".encode() + cut
+        if leaves:
+            with closing(socket.create_connection(server.address)) as connection:
+                connection.sendall(sent)
+            time.sleep(0.2)
+        else:
+            status, headers, body = server.send(sent)
+            assert (status, headers["connection"]) == (400, "close")
+            assert b"The body is incomplete." in body
+        assert (user.tasks(), user.trash()) == before
+
+
+@pytest.mark.parametrize("size", [32_700, 33_000, 64_000, 70_000])
+def test_a_trailer_of_any_size_leaves_the_connection_as_its_answer_says(
+    server: Server, size: int
+) -> None:
+    request = b"DELETE /api/ann/tasks/completed/clear HTTP/1.1\r\nHost: x\r\n" + CHUNKS
+    request += b"0\r\nX: " + b"x" * size + b"\r\n\r\n"
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        connection.sendall(request + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        status, headers, _ = read(connection)
+        if headers["connection"] == "keep-alive":
+            assert (status, read(connection)[0]) == (200, 200)
+        else:
+            assert status == 400
+        assert (headers["connection"] == "keep-alive") is (size < 32_768)
 
 
 @pytest.mark.parametrize("size", [131_073, 3_000_000])
