@@ -19,6 +19,8 @@ from werkzeug.exceptions import ServiceUnavailable
 MIGRATIONS = Path(__file__).parent / "migrations"
 # The longest time for all statements of a request, and for the wait for a schema upgrade.
 REQUEST_S, SCHEMA_WAIT_S = 8.0, 4.0
+# After so long, another connection looks whether a schema upgrade still runs: its own may be lost.
+UPGRADE_CHECK_S = 60.0
 # The threads of a worker that never hold a slot: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database cannot be reached. Nothing has changed. Try again soon."
@@ -109,7 +111,8 @@ class TaskDatabase(peewee.Database):
         ForeignTable.
         """
         with self._upgrade_lock:
-            if self._upgrade is None or self._upgrade.done():
+            is_old = monotonic() > self._upgrade_started + UPGRADE_CHECK_S
+            if self._upgrade is None or self._upgrade.done() or is_old:
                 self._upgrade, self._upgrade_started = in_background(self.migrate), monotonic()
             upgrade = self._upgrade
         wait_s = self._upgrade_started + SCHEMA_WAIT_S - monotonic()
@@ -131,7 +134,8 @@ class TaskDatabase(peewee.Database):
         if not self._is_current():
             with self._schema_lock():
                 runner = self._runner()
-                applied = [migration.applied for migration in runner.status()]
+                # Peewee's runner also lists what other programs have applied, without a path.
+                applied = [each.applied for each in runner.status() if each.path]
                 if not any(applied) and self._has("task"):
                     raise ForeignTable(FOREIGN_TABLE)
                 # `up` creates the runner's own table, which some database users may not do.

@@ -19,9 +19,11 @@ from psycopg2 import errors, extensions
 from database.base import (
     NOTHING_CHANGED,
     REQUEST_S,
+    UPGRADING,
     Read,
     TaskDatabase,
     in_background,
+    log,
     time_left,
     time_limit,
     unavailable,
@@ -35,8 +37,11 @@ MIN_TIME_LEFT_S = 2 * NETWORK_S
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
 # How long an idle connection stays open. The last one is never closed.
 IDLE_S = 60.0
-# The number of the advisory lock, which every server uses, and the pause between two tries.
-SCHEMA_LOCK, LOCK_PAUSE_S = 0x7461736B, 0.02
+# The number of the advisory lock, which every server uses, the pause between two tries, and the
+# time for all of them.
+SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S = 0x7461736B, 0.02, 30.0
+# How long a migration waits for a table, while every request waits behind it, and its next try.
+TABLE_WAIT_S, TABLE_PAUSE_S = 1.0, 5.0
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
@@ -198,6 +203,14 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             self._stack = []
         close_all(stack)
 
+    def migrate(self) -> list[str]:
+        while True:
+            try:
+                return super().migrate()
+            except TableBusy:
+                log.warning("another transaction uses the table: the migration tries again")
+                sleep(TABLE_PAUSE_S)
+
     def _is_current(self) -> bool:
         # Most starts thus need no lock, which another server may hold for long.
         try:
@@ -213,11 +226,12 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         return bool(self.execute_sql("SELECT to_regclass(%s)", (name,)).fetchone()[0])
 
     def _await_lock(self) -> None:
-        """Wait for the lock however long, but for each statement only a while.
+        """Wait for LOCK_WAIT_S. The server gives the lock up if the network is lost: after IDLE_S.
 
-        The server gives it up, too, if the network is lost: after IDLE_S.
+        Raises ServiceUnavailable.
         """
-        limits = dict.fromkeys(("statement_timeout", "lock_timeout", "transaction_timeout"), "0")
+        limits = dict.fromkeys(("statement_timeout", "transaction_timeout"), "0")
+        limits["lock_timeout"] = str(int(1000 * TABLE_WAIT_S))
         limits["idle_in_transaction_session_timeout"] = str(int(1000 * IDLE_S))
         # Older servers do not have all of them.
         limit = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = %s"
@@ -225,11 +239,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         with time_limit(REQUEST_S):
             for name, value in limits.items():
                 self.execute_sql(limit, (value, name))
-        while True:
+        until = monotonic() + LOCK_WAIT_S
+        while monotonic() < until:
             with time_limit(REQUEST_S):
                 if self.execute_sql(lock, (SCHEMA_LOCK,)).fetchone()[0]:
                     return
             sleep(LOCK_PAUSE_S)
+        raise unavailable("another server is upgrading the schema", UPGRADING)
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
@@ -245,6 +261,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 self.execute_sql(f"SET LOCAL search_path = {schema}")
                 yield
         except (peewee.DatabaseError, peewee.InterfaceError, *DRIVER_ERRORS) as error:
+            if isinstance(getattr(error, "orig", error), errors.LockNotAvailable):
+                raise TableBusy from error
             raise unavailable(error) from error
         finally:
             self.dispose()
@@ -255,6 +273,10 @@ def close_all(stack: Stack) -> None:
     with suppress(IndexError):
         while True:
             stack.pop()[1].close()
+
+
+class TableBusy(Exception):
+    """A migration did not get the lock of a table in time."""
 
 
 class DeadlinePassed(psycopg2.OperationalError):

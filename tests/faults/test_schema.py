@@ -9,8 +9,17 @@ from pathlib import Path
 import psycopg2
 import pytest
 import requests
-from support.network import eventually
-from support.server import ROOT, Server, User, change_by_hand
+from support.network import Network, eventually
+from support.server import (
+    HASTY,
+    MIGRATIONS,
+    ROOT,
+    Server,
+    User,
+    change_by_hand,
+    insert_by_hand,
+    make_schema_of,
+)
 
 from database.postgres import SCHEMA_LOCK
 from testbed.cluster import Cluster
@@ -92,6 +101,73 @@ def test_a_migration_of_10_seconds_runs_once_to_its_end(tmp_path: Path, url: str
     assert set(details) == {"200", UPGRADING}
     assert seen.count("applied the migration 9999_slow") == 1
     assert total < 20
+
+
+def test_a_migration_does_not_hold_up_other_servers_while_a_dump_runs(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Whoever waits for the table that a dump reads is in the way of everybody else."""
+    url = cluster.url(database)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    make_schema_of(MIGRATIONS[:-1], tmp_path / "old", url)
+    insert_by_hand(url, "ann", "Buy milk")
+    with closing(psycopg2.connect(url)) as dump:
+        dump.cursor().execute("LOCK TABLE task IN ACCESS SHARE MODE")
+        with (
+            Server(tmp_path / "old", app="old:create_app()", DATABASE_URL=url) as old,
+            Server(tmp_path / "new", DATABASE_URL=url) as new,
+            User(old, "ann") as user,
+        ):
+            start = time.monotonic()
+            while time.monotonic() < start + 3:
+                assert [task["title"] for task in user.tasks()] == ["Buy milk"]
+            assert requests.get(f"{new.url}/ready").json()["detail"] == UPGRADING
+            dump.rollback()
+            eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 10)
+    assert "another transaction uses the table" in new.log_file.read_text()
+
+
+def test_a_migration_whose_connection_is_forgotten_by_a_router(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """Another connection makes the schema as soon as PostgreSQL has given up the first one."""
+
+    def forget_once(asked: bytes) -> bool:
+        if b"to_regnamespace" in asked:
+            network.lose = lambda _: False
+            network.forget()
+        return False
+
+    network.lose = forget_once
+    url = cluster.url(database, network.port)
+    with Server(tmp_path, app=HASTY, WEB_CONCURRENCY="1", DATABASE_URL=url) as server:
+        assert requests.get(f"{server.url}/ready").json()["detail"] == UPGRADING
+        # As it does by itself after a minute.
+        assert cluster.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE datname = '{database}' AND state = 'idle in transaction'"
+        ) == [(True,)]
+        took = eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 20)
+    print(f"\na migration whose connection is forgotten: ready after another {took:.1f} s")
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
+def test_a_table_beside_the_migrations_of_another_program(tmp_path: Path, url: str) -> None:
+    """Peewee's own runner keeps its migrations in a table of the same name."""
+    change_by_hand(url, "CREATE TABLE task (id integer PRIMARY KEY, user_id text, title text)")
+    change_by_hand(
+        url,
+        "CREATE TABLE schema_migration"
+        " (id integer PRIMARY KEY, name varchar(255), applied timestamp)",
+    )
+    change_by_hand(
+        url, "INSERT INTO schema_migration VALUES (1, '0001_users', '2026-01-01 00:00:00')"
+    )
+    server = Server(tmp_path, DATABASE_URL=url)
+    assert server.process.wait(10) == 4
+    assert "table `task`" in server.log_file.read_text()
+    assert change_by_hand(url, "SELECT name FROM schema_migration") == [("0001_users",)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from database import base, postgres, sqlite
 from server import worker
 
 DEADLINES = {
-    base: ["REQUEST_S", "SCHEMA_WAIT_S"],
+    base: ["REQUEST_S", "SCHEMA_WAIT_S", "UPGRADE_CHECK_S"],
     postgres: ["CONNECT_S", "STATEMENT_S", "NETWORK_S", "MIN_TIME_LEFT_S"],
     sqlite: ["REQUEST_S"],
     worker: ["WAIT_S", "STOP_S"],

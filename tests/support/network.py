@@ -127,6 +127,8 @@ class Network:
                 else:
                     exchange.is_answered = True
                 target.sendall(data)
+        while pair in self._forgotten and pair in self._pairs:
+            time.sleep(0.05)
         self._close(pair)
 
 
