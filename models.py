@@ -238,6 +238,9 @@ IS_EXPECTED = sql.is_one_of(Task.revision, "expected", "uuid")
 # Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, SQL(f"{37 - MARK_LENGTH}"))
 IS_DONE = sql.contains(Task.recent_writes, MARK)
+MARKED = fn.substr(
+    MARK.concat(Task.recent_writes), SQL("1"), SQL(f"{REMEMBERED_WRITES * MARK_LENGTH}")
+)
 DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
 # The filters of a list by the names of their parameters. A filter whose value is null selects all.
 FILTERS: dict[str, Node] = {
@@ -270,7 +273,7 @@ SORT_TIMES = {
     sort: DELETED_FIELDS.index(f"{sort}_at") for sort in ("created", "updated", "deleted")
 }
 # The sorts by what a client can change.
-CHANGING_SORTS = {"updated", *SORT_TEXTS}
+CHANGING_SORTS = {"updated", "deleted", *SORT_TEXTS}
 
 
 def sort_key(sort: str, order: str) -> ColumnBase:
@@ -471,21 +474,16 @@ def is_current(conditional: bool) -> Node:
     return IS_THERE & IS_EXPECTED if conditional else IS_THERE
 
 
-def signed(changes: dict[Field, Node]) -> dict[Field, Node]:
-    """`changes` with the revision of this write and its mark, which a later attempt looks for."""
-    length = SQL(f"{REMEMBERED_WRITES * MARK_LENGTH}")
-    recent = fn.substr(MARK.concat(Task.recent_writes), SQL("1"), length)
-    return changes | {Task.revision: NEW_REVISION, Task.recent_writes: recent}
-
-
 def write_once(
     changes: dict[Field, Node], owned: Node, condition: Node, *, stays: Node = IS_DONE
 ) -> ModelUpdate:
     """Change the `owned` tasks that fit the `condition`, except for those that `stay` as they are.
 
-    These are the ones that an earlier attempt has changed, whatever others have written since.
+    A task that an earlier attempt has changed stays, whatever others have written since.
     """
-    once = {field: Case(None, [(stays, field)], value) for field, value in signed(changes).items()}
+    changes = changes | {Task.revision: NEW_REVISION}
+    once = {field: Case(None, [(stays, field)], value) for field, value in changes.items()}
+    once[Task.recent_writes] = Case(None, [(IS_DONE, Task.recent_writes)], MARKED)
     return Task.update(once).where(owned, condition | IS_DONE)
 
 
@@ -505,8 +503,9 @@ def updates(names: tuple[str, ...], toggles: bool) -> dict[Field, Node]:
 @statement
 def update(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
     """The first attempt. Without a case for each field, an update takes 5 % less CPU."""
+    changes = updates(names, toggles)
+    changes |= {Task.revision: NEW_REVISION, Task.recent_writes: MARKED}
     current = is_current(conditional)
-    changes = signed(updates(names, toggles))
     return Task.update(changes).where(IS_THIS, current, ~IS_DONE).returning(*COLUMNS)
 
 
@@ -587,9 +586,20 @@ def delete_completed() -> Node:
     return write_once({Task.deleted_at: sql.NOW}, IS_OWNED, Task.completed & IS_THERE)
 
 
+@statement
+def delete_completed_again() -> Node:
+    """If an earlier attempt has deleted tasks, only count these."""
+    other = Task.alias("other")
+    is_done = sql.contains(other.recent_writes, MARK)
+    done = other.select(SQL("1")).where(other.user_id == Parameter("user_id"), is_done)
+    condition = Task.completed & IS_THERE & ~fn.EXISTS(done)
+    return write_once({Task.deleted_at: sql.NOW}, IS_OWNED, condition)
+
+
 def delete_completed_tasks(user_id: str) -> int:
     """Put all completed tasks of a user into the trash. Returns their number."""
-    return int(send(delete_completed, read=count, user_id=user_id, revision=new_revision()))
+    again, revision = delete_completed_again, new_revision()
+    return int(send(delete_completed, read=count, again=again, user_id=user_id, revision=revision))
 
 
 @statement
@@ -628,9 +638,16 @@ def remove(of_user: bool) -> Node:
     return Task.delete().where(is_doomed(of_user), Tuple(Task.user_id, Task.id).in_(batch))
 
 
+@statement
+def select_count() -> Node:
+    return Task.select(fn.COUNT(SQL("1"))).where(IS_OWNED)
+
+
 def forget(user_id: str) -> int:
-    """Remove all tasks of a user, also those in the trash. Returns their number."""
-    return remove_all(True, user_id=user_id)
+    """Remove all tasks of a user, also those in the trash. Returns their number before."""
+    ((number,),) = send(select_count, user_id=user_id)
+    remove_all(True, user_id=user_id)
+    return int(number)
 
 
 def purge(days: int) -> int:
