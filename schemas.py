@@ -15,9 +15,9 @@ from web import BodySchema, QuerySchema, fields
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 # The rules of `check_storable` and of a title as regular expressions for clients. NOT_BLANK names
-# the characters that are white space in Python but not in ECMAScript.
+# the characters that are white space only in Python, and the one that is only in ECMAScript.
 STORABLE = r"^[^\x00]*$"
-NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
+NOT_BLANK = r"^[^\x00]*([^\s\x00\x1c-\x1f\x85]|\ufeff)[^\x00]*$"
 TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
 NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
 TAGS_WITH_COMMAS = r"^(?!\s*\[)[^,\x00-\x1f\x7f-\x9f]{0,50}(,[^,\x00-\x1f\x7f-\x9f]{0,50}){0,19}$"
@@ -42,6 +42,13 @@ SORT_WORDS = {
     for word in (sort, *words)
     for suffix in ("", "_asc", "_desc")
 } | {"newest_first": ("created", "desc"), "oldest_first": ("created", "asc")}
+
+
+class Choice(fields.Choice):
+    """A word in any case, by the same rules as for a task's own words."""
+
+    def fold(self, word: str) -> str:
+        return models.fold(word)
 
 
 class Priority(ma.fields.Field[str | None]):
@@ -284,7 +291,7 @@ def check_position(query: dict[str, Any], sort: str, order: str) -> None:
 class TaskQuerySchema(QuerySchema):
     """The filters and the order of a list."""
 
-    status = fields.Choice(
+    status = Choice(
         STATUSES,
         ("all", "pending", "completed"),
         metadata={
@@ -293,7 +300,7 @@ class TaskQuerySchema(QuerySchema):
             "default": "all",
         },
     )
-    completed = fields.Choice(
+    completed = Choice(
         {"true": True, "false": False},
         metadata={"description": "Like `status`. A `status` other than `all` overrides it."},
     )
@@ -331,7 +338,7 @@ class TaskQuerySchema(QuerySchema):
             "pattern": STORABLE,
         },
     )
-    sort = fields.Choice(
+    sort = Choice(
         SORT_WORDS,
         SORTS,
         metadata={
@@ -341,7 +348,7 @@ class TaskQuerySchema(QuerySchema):
             "default": "created",
         },
     )
-    order = fields.Choice(
+    order = Choice(
         {"asc": "asc", "desc": "desc"},
         metadata={
             "description": "Ascending or descending (also `sort_order`). The default is `asc`; for"

@@ -135,6 +135,7 @@ def test_words_of_status(filtered: User, words: list[str], expected: str) -> Non
         *(("completed=true", DONE), ("completed=TRUE", DONE), ("completed=False", PENDING)),
         *(("status=pending&completed=true", PENDING), ("completed=false&status=DONE", DONE)),
         *(("status=all&completed=true", DONE), ("status=&completed=false", PENDING)),
+        *(("status=PENDİNG", PENDING), ("status=actıve", PENDING), ("status=tOdO", PENDING)),
         # Words, not ranks.
         *(
             ("priority=high", "a"),
@@ -262,6 +263,7 @@ def test_an_empty_cursor_is_refused(filtered: User, query: str) -> None:
         ("sort=title&sort_order=desc", "sort=title_desc"),
         ("sort_by=title&order=desc", "sort=title_desc"),
         ("sort_by=alpha_asc&sort_order=desc", "sort=title&order=asc"),
+        ("sort=TİTLE_DESC", "sort=title_desc"),
         ("sort=newest_first", "sort=created&order=desc"),
         ("sort_by=newest_first&order=asc", "sort=created&order=desc"),
         ("sort=oldest_first&order=desc", "sort=created&order=asc"),

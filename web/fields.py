@@ -133,12 +133,17 @@ class Choice(ma.fields.Field[Any]):
         self, meanings: Mapping[str, Any], main: Iterable[str] = (), *, metadata: dict[str, Any]
     ) -> None:
         super().__init__(metadata={"type": "string", "enum": [*(main or meanings)], **metadata})
-        self.meanings = {word.lower(): meaning for word, meaning in meanings.items()}
+        self.meanings = {self.fold(word): meaning for word, meaning in meanings.items()}
+
+    def fold(self, word: str) -> str:
+        """Make words equal that differ only in case."""
+        return word.casefold()
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
-        if value.lower() not in self.meanings:
+        word = self.fold(value)
+        if word not in self.meanings:
             raise ma.ValidationError(f"Must be one of: {', '.join(self.metadata['enum'])}.")
-        return self.meanings[value.lower()]
+        return self.meanings[word]
 
 
 class Words(ma.fields.Field[list[str] | None]):

@@ -86,6 +86,22 @@ def test_openapi_spec_validator_has_nothing_to_say(document: Path) -> None:
     assert list(validator.iter_errors()) == []
 
 
+def test_a_title_of_white_space_is_blank_for_browsers_if_it_is_for_the_server(
+    tools: Tools, document: Path, tmp_path: Path
+) -> None:
+    """The two languages differ in what white space is."""
+    pattern = json.loads(document.read_text())["components"]["schemas"]["Task"]["properties"][
+        "title"
+    ]["pattern"]
+    spaces = [*(chr(n) for n in range(1, 0x3001) if chr(n).isspace()), "\ufeff", "\u200b"]
+    script = f"""
+        const pattern = new RegExp({json.dumps(pattern)}, "u");
+        console.log(JSON.stringify({json.dumps(spaces)}.filter((each) => pattern.test(each))));
+    """
+    found = json.loads(tools.run(tmp_path, "node", "-e", script).stdout)
+    assert found == [space for space in spaces if space.strip()] == ["\ufeff", "\u200b"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_a_client_is_generated_without_a_warning_and_compiles_under_strict(
