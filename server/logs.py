@@ -100,7 +100,7 @@ class GunicornFilter(logging.Filter):
             address = re.sub(r"\('(.+?)', (\d+).*\)", r"\1:\2", match[1])
             text = f"Cannot listen at {address}: {match[2]}. Trying for 5 seconds."
             if match[2] == os.strerror(errno.EADDRINUSE):
-                text += " Stop what listens there, or choose another port (PORT=8001)."
+                text += " Stop what listens there, or choose another port (-b 127.0.0.1:8001)."
             if text in self.reported:
                 return False
             self.reported.add(text)

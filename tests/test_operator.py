@@ -358,7 +358,7 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     assert line["level"] == "error"
     assert line["message"] == (
         f"Cannot listen at {address}: Address already in use. Trying for 5 seconds."
-        " Stop what listens there, or choose another port (PORT=8001)."
+        " Stop what listens there, or choose another port (-b 127.0.0.1:8001)."
     )
 
 
