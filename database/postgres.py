@@ -23,7 +23,6 @@ from database.base import (
     Read,
     TaskDatabase,
     in_background,
-    log,
     time_left,
     time_limit,
     unavailable,
@@ -40,7 +39,7 @@ IDLE_S = 60.0
 # The number of the advisory lock, which every server uses, the pause between two tries, and the
 # time for all of them.
 SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S = 0x7461736B, 0.02, 30.0
-# How long a migration waits for a table, while every request waits behind it, and its next try.
+# How long a migration waits for a table, while every request waits behind it, and the pause after.
 TABLE_WAIT_S, TABLE_PAUSE_S = 1.0, 5.0
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
@@ -204,12 +203,12 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         close_all(stack)
 
     def migrate(self) -> list[str]:
-        while True:
-            try:
-                return super().migrate()
-            except TableBusy:
-                log.warning("another transaction uses the table: the migration tries again")
-                sleep(TABLE_PAUSE_S)
+        try:
+            return super().migrate()
+        except TableBusy as error:
+            problem = unavailable(error, UPGRADING)
+            sleep(TABLE_PAUSE_S)  # Before the next request tries again.
+            raise problem from error
 
     def _is_current(self) -> bool:
         # Most starts thus need no lock, which another server may hold for long.
@@ -262,7 +261,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 yield
         except (peewee.DatabaseError, peewee.InterfaceError, *DRIVER_ERRORS) as error:
             if isinstance(getattr(error, "orig", error), errors.LockNotAvailable):
-                raise TableBusy from error
+                raise TableBusy("another transaction uses the table") from error
             raise unavailable(error) from error
         finally:
             self.dispose()
