@@ -109,7 +109,7 @@ def test_a_known_key_is_used_while_the_issuer_is_wrong(
         for _ in range(50):
             start = time.monotonic()
             assert keys.find("old")
-            assert time.monotonic() - start < 0.1
+            assert time.monotonic() - start < 0.4  # It does not wait for the fetch.
         assert eventually(lambda: f"{issuer.url} could not be fetched" in caplog.text)
     assert keys.find("old")
     assert keys.find("evil") is None
