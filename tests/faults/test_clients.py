@@ -499,7 +499,7 @@ def test_health_while_more_requests_wait_than_there_may_be_connections(
         with Clients(own_server, 2300, GET_TASKS + b"\r\n") as clients:
             health = slowest(own_server, 1)
             for connection in clients.open[1500:]:
-                connection.settimeout(12)
+                connection.settimeout(20)
             start = time.monotonic()
             answers = [read(connection) for connection in clients.open[1500:]]
             took = time.monotonic() - start
@@ -507,7 +507,7 @@ def test_health_while_more_requests_wait_than_there_may_be_connections(
         f"\n2,300 requests for a locked table: /health {health:.3f} s at most; the last 800"
         f" answered within {took:.1f} s"
     )
-    assert took < 11
+    assert took < 16  # Eight seconds in the queue, and eight in a thread.
     for status, headers, _ in answers:
         assert (status, headers["content-type"]) == (503, "application/problem+json")
         assert headers["retry-after"] == "1"
