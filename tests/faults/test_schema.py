@@ -124,7 +124,7 @@ def test_a_migration_does_not_hold_up_other_servers_while_a_dump_runs(
                 assert [task["title"] for task in user.tasks()] == ["Buy milk"]
             assert requests.get(f"{new.url}/ready").json()["detail"] == UPGRADING
             dump.rollback()
-            eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 10)
+            eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 15)
     assert "another transaction uses the table" in new.log_file.read_text()
 
 
