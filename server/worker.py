@@ -44,6 +44,7 @@ FIELD = re.compile(
     rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE
 )
 EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
+EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 # RFC 9112, section 7.1.1: names and values are tokens or quoted strings.
 TOKEN, QUOTED = rb"[!#-'*+.0-9A-Z^-z|~-]+", rb'"(?:[^\x00-\x08\n-\x1f"\\\x7f]|\\[\t -~\x80-\xff])*"'
@@ -89,8 +90,8 @@ class Incoming:
 
     def _skip_empty_lines(self) -> None:
         """Remove what a client may send after a request (RFC 9112, section 2.2)."""
-        while self.data.startswith(b"\r\n"):
-            del self.data[:2]
+        if lines := EMPTY_LINES.match(self.data):
+            del self.data[: lines.end()]
 
     def __iter__(self) -> Iterator[bytes]:
         return self
