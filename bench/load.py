@@ -91,7 +91,7 @@ def measure(
     after = *settled(instance, database), own_children()
     count, took = re.search(r"(\d+) requests in ([\d.]+)s", result).groups()
     if count == "0":
-        raise RuntimeError(f"{lines[0]}: no answer in {seconds} s")
+        raise RuntimeError(f"{instance.name}: {lines[0]}: no answer in {seconds} s")
     # When wrk stops, each of its connections waits for one more answer.
     served = int(count) + connections
     server, postgres, client = (late - early for early, late in zip(before, after, strict=True))
@@ -131,7 +131,7 @@ def wrk(
             check=True,
         ).stdout
     if not may_fail and ("Non-2xx" in result or "Socket errors" in result):
-        raise RuntimeError(f"{lines[0]}\n{result}")
+        raise RuntimeError(f"{instance.name}: {lines[0]}\n{result}")
     return result
 
 

@@ -389,7 +389,8 @@ def cluster() -> Iterator[Cluster]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     folder.chmod(0o755)
-    made = Cluster(folder)
+    # All services together can open more than the 300 of the tests.
+    made = Cluster(folder, "max_connections=600")
     made.start()
     try:
         # It would run in whose turn it comes: every table is vacuumed by hand.

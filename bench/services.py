@@ -43,6 +43,7 @@ class Service:
 class Instance:
     """A service that runs."""
 
+    name: str
     process: psutil.Process
     port: int
 
@@ -119,7 +120,7 @@ def start(service: Service, url: str) -> Instance:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    return Instance(psutil.Process(process.pid), port)
+    return Instance(service.name, psutil.Process(process.pid), port)
 
 
 def stop(instance: Instance) -> None:
