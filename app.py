@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from functools import partial
 from time import sleep
 
 import click
@@ -39,7 +40,7 @@ log = logging.getLogger("tasks.app")
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the application from `settings`, or from the environment.
 
-    The application starts even while its database is down. Raises InvalidSetting.
+    Nothing is connected before `app.extensions["start"]` or a request. Raises InvalidSetting.
     """
     settings = settings or process_settings()
     configure_logging(settings.log_level)
@@ -58,7 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             "servers": [{"url": "/"}],
         },
     )
-    verifier = app.extensions["auth"] = auth.create_verifier(settings)
+    app.extensions["auth"] = auth.create_verifier(settings)
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
     register_api(app)
@@ -66,15 +67,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
+    app.extensions["start"] = partial(start, app, settings.trash_days)
     command = click.get_current_context(silent=True)
     if not command or command.info_name == "run":
         log_warnings(settings)
-    # Flask's commands skip this. Under `flask run`, the first request fetches keys and migrates.
-    if not command:
-        auth.fetch_keys(verifier)
-        bring_up_to_date(database)
-        if settings.trash_days:
-            purge_daily(app, settings.trash_days)
     return app
 
 
@@ -93,32 +89,36 @@ def open_database(settings: Settings) -> TaskDatabase:
     return Postgres(settings.database_url, settings.database_schema, settings.threads)
 
 
-def bring_up_to_date(database: TaskDatabase) -> None:
-    """Migrate the database, or let a later request do it if the database is down."""
+def start(app: Flask, trash_days: int) -> str:
+    """Do what precedes the first request: fetch the keys, migrate, and begin to purge.
+
+    Only for a process that forks no other: SQLite's locks would not hold in both. Without it, the
+    first request fetches and migrates. Returns why the server must not run, or "".
+    """
+    auth.fetch_keys(app.extensions["auth"])
     try:
-        database.await_schema()
+        app.extensions["database"].await_schema()
     except ServiceUnavailable:
         log.warning("started without the database; a later request brings its schema up to date")
     except ForeignTable as error:
-        database.refusal = str(error)
+        return str(error)
+    if trash_days:
+        threading.Thread(target=purge_daily, args=(app, trash_days), daemon=True).start()
+    return ""
 
 
 def purge_daily(app: Flask, days: int) -> None:
-    """Remove what has been in the trash for `days`, now and every day, in the background."""
-
-    def purge() -> None:
-        while True:
-            try:
-                with app.app_context():
-                    number = models.purge(days)
-            except ServiceUnavailable:
-                sleep(HOUR_S)
-            except Exception:  # Such as a foreign key of another program.
-                log.exception("the trash could not be purged")
-                sleep(HOUR_S)
-            else:
-                if number:
-                    log.info("purged %d tasks from the trash", number)
-                sleep(DAY_S)
-
-    threading.Thread(target=purge, daemon=True).start()
+    """Remove what has been in the trash for `days`, now and every day."""
+    while True:
+        try:
+            with app.app_context():
+                number = models.purge(days)
+        except ServiceUnavailable:
+            sleep(HOUR_S)
+        except Exception:  # Such as a foreign key of another program.
+            log.exception("the trash could not be purged")
+            sleep(HOUR_S)
+        else:
+            if number:
+                log.info("purged %d tasks from the trash", number)
+            sleep(DAY_S)

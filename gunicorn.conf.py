@@ -51,12 +51,12 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Stop the start if the database is not ours, and obey a signal to stop that came meanwhile.
+    """Start the application, or stop the server, also for a signal that came meanwhile.
 
     Before the worker sets its own signal handlers, it has the master's. These only put a signal
     into a queue that no worker reads, and the worker would run until it is killed.
     """
-    refusal = worker.wsgi.extensions["database"].refusal
+    refusal = worker.wsgi.extensions["start"]()
     if refusal and worker.age == 1:  # If two workers stop the start, Gunicorn logs a traceback.
         worker.log.critical(refusal)
         sys.exit(Arbiter.APP_LOAD_ERROR)

@@ -58,8 +58,6 @@ class TaskDatabase(peewee.Database):
     slot_wait_s = 0.25
     # Where the tables are; None where a database has no schemas.
     schema: str | None = None
-    # Why the server must not start; empty if it may.
-    refusal = ""
 
     def __init__(self, *arguments: Any, threads: int, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 from support.commands import run_command
@@ -354,18 +355,50 @@ def test_the_clock_of_a_server_does_not_make_a_task_old(tmp_path: Path, database
         assert titles(database_url) == ["young"]
 
 
-@on_postgres
+def refuse_removals(database_url: str) -> None:
+    """Let the database keep every task, as one whose user has no right to remove them."""
+    sql = "CREATE TRIGGER kept BEFORE DELETE ON task BEGIN SELECT RAISE(IGNORE); END"
+    if database_url.startswith("postgresql:"):
+        sql = """
+            CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+            CREATE TRIGGER kept BEFORE DELETE ON task FOR EACH ROW EXECUTE FUNCTION keep();
+        """
+    change_by_hand(database_url, sql)
+
+
 def test_a_purge_ends_where_it_may_remove_nothing(tmp_path: Path, database_url: str) -> None:
     to_trash(database_url, "old", 31)
-    change_by_hand(
-        database_url,
-        """
-        CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
-        CREATE TRIGGER kept BEFORE DELETE ON task FOR EACH ROW EXECUTE FUNCTION keep();
-        """,
-    )
+    refuse_removals(database_url)
     result = run_command(tmp_path, "purge", DATABASE_URL=database_url)
     assert (result.exit_code, result.stdout) == (0, "tasks removed: 0\n")
+
+
+def test_forget_fails_where_it_may_remove_nothing(tmp_path: Path, database_url: str) -> None:
+    insert_by_hand(database_url, "ann", "kept")
+    refuse_removals(database_url)
+    result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: the database lets this user see the tasks, but not")
+
+
+def test_no_process_that_forks_has_the_database_open(tmp_path: Path, database_url: str) -> None:
+    """SQLite's locks would not hold between it and a worker, which would lose writes."""
+    to_trash(database_url, "old", 31)
+    server = Server(tmp_path, "--preload", DATABASE_URL=database_url, WEB_CONCURRENCY="1")
+    with server, User(server, "ann") as ann:
+        eventually(lambda: titles(database_url) == [], 10)
+        ann.create()
+        master = psutil.Process(server.process.pid)
+        (worker,) = master.children()
+        assert not uses(master, database_url) and uses(worker, database_url)
+
+
+def uses(process: psutil.Process, database_url: str) -> bool:
+    """Whether a process has a SQLite file open, or is connected to PostgreSQL."""
+    if database_url.startswith("sqlite:///"):
+        files = {file.path for file in process.open_files()}
+        return database_url.removeprefix("sqlite:///") in files
+    return any(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp4"))
 
 
 @on_postgres
