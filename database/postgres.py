@@ -40,7 +40,8 @@ IDLE_S = 60.0
 # time for all of them.
 SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S = 0x7461736B, 0.02, 30.0
 # How long a migration waits for a table, while every request waits behind it, and the pause after.
-TABLE_WAIT_S, TABLE_PAUSE_S = 1.0, 5.0
+# After a second (deadlock_timeout), PostgreSQL cancels an autovacuum that is in the way.
+TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
@@ -81,6 +82,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self._first_host = 0
 
     def _connect(self) -> extensions.connection:
+        first_host = self._first_host
         with time_limit(min(CONNECT_S, time_left() - MIN_TIME_LEFT_S)):
             hosts = self._hosts()
             try:
@@ -93,7 +95,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     keepalives_count=3,
                 )
             except DeadlinePassed:
-                self._first_host += 1  # The others had no time.
+                self._first_host = first_host + 1  # The others had no time.
                 raise
         if connection.get_parameter_status("server_encoding") not in {"UTF8", None}:
             connection.close()
@@ -151,6 +153,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     if is_write and isinstance(error, DeadlinePassed):
                         break  # It may still run in the server: it must not be sent again.
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
+                    self._first_host += stack is self._stack  # Once for all of its connections.
                     self._discard(stack, connection)
                     was_demoted = True
                 else:
@@ -299,7 +302,7 @@ def execute(
     Both commands are one simple query and so one transaction: the setting does not stay on a pooled
     connection. https://www.postgresql.org/docs/current/protocol-flow.html
     """
-    seconds = min(STATEMENT_S, time_left() - NETWORK_S)
+    seconds = max(0.001, min(STATEMENT_S, time_left() - NETWORK_S))  # 0 would be no limit.
     with time_limit(seconds + NETWORK_S), connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}; {sql}", values)
         return read(cursor)

@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 import requests
+from support.commands import run_command
 from support.network import Network, eventually
 from support.server import (
     HASTY,
@@ -17,6 +18,7 @@ from support.server import (
     Server,
     User,
     change_by_hand,
+    fill,
     insert_by_hand,
     make_schema_of,
 )
@@ -126,6 +128,32 @@ def test_a_migration_does_not_hold_up_other_servers_while_a_dump_runs(
             dump.rollback()
             eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 15)
     assert "another transaction uses the table" in new.log_file.read_text()
+
+
+@pytest.mark.stops_postgres
+def test_a_migration_cancels_an_autovacuum_that_is_in_its_way(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """PostgreSQL does so for whoever has waited for a second (deadlock_timeout)."""
+    url = cluster.url(database)
+    (tmp_path / "old").mkdir()
+    make_schema_of(MIGRATIONS[:-1], tmp_path / "old", url)
+    insert_by_hand(url, "ann", "Buy milk")
+    fill(url, "ann", 5000)
+    slowly = {"threshold": 0, "scale_factor": 0, "cost_delay": 100, "cost_limit": 1}
+    options = ", ".join(f"autovacuum_vacuum_{name} = {value}" for name, value in slowly.items())
+    change_by_hand(url, f"ALTER TABLE task SET ({options})")
+    change_by_hand(url, "UPDATE task SET completed = true")
+    cluster.execute("ALTER SYSTEM SET autovacuum_naptime = 1")
+    cluster.execute("SELECT pg_reload_conf()")
+    try:
+        vacuums = "SELECT 1 FROM pg_stat_progress_vacuum WHERE datname = current_database()"
+        eventually(lambda: change_by_hand(url, vacuums), 20)
+        result = run_command(tmp_path, "migrate", DATABASE_URL=url)
+    finally:
+        cluster.execute("ALTER SYSTEM RESET ALL")
+        cluster.execute("SELECT pg_reload_conf()")
+    assert (result.exit_code, result.stdout) == (0, f"applied {MIGRATIONS[-1]}\n")
 
 
 def test_a_migration_whose_connection_is_forgotten_by_a_router(

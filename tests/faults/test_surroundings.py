@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 import requests
+from support.commands import run_command
 from support.network import Load, Network, eventually
 from support.server import HASTY, REAL, Server, User
 
@@ -307,6 +309,33 @@ def test_a_silent_host_does_not_hide_the_next_one(
             start = time.monotonic()
             user.create()
             print(f"\na silent host before the right one: {time.monotonic() - start:.2f} s")
+    quiet(server)
+
+
+def test_a_standby_replaces_a_silent_primary_until_that_is_back(
+    tmp_path: Path, cluster: Cluster, own_cluster: Cluster, database: str, network: Network
+) -> None:
+    """The standby answers reads. It refuses the first write after, which then finds the primary."""
+    if not own_cluster.running:
+        own_cluster.start()
+    own_cluster.execute(f"CREATE DATABASE {database}")
+    migrated = run_command(tmp_path, "migrate", DATABASE_URL=own_cluster.url(database))
+    assert migrated.exit_code == 0
+    own_cluster.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    hosts = f"127.0.0.1:{network.port},127.0.0.1:{own_cluster.port}"
+    url = cluster.url(database).replace(f"127.0.0.1:{cluster.port}", hosts)
+    options = {"DATABASE_URL": url, "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, app=HASTY, **options) as server, User(server, "ann") as ann:
+        ann.create()
+        network.swallows = True
+        network.cut()
+        with ThreadPoolExecutor(4) as threads:  # An even number of dials at once.
+            answers = list(threads.map(lambda _: requests.get(f"{ann.base}/tasks"), range(4)))
+        assert [(answer.status_code, answer.json()) for answer in answers] == [(200, [])] * 4
+        network.swallows = False
+        network.cut()
+        ann.create()
+        assert len(ann.tasks()) == 2
     quiet(server)
 
 
