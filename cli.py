@@ -76,5 +76,5 @@ def database_errors() -> Iterator[None]:
     except ServiceUnavailable as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise click.ClickException(f"database unavailable: {reason}") from error
-    except ForeignTable as error:
+    except (ForeignTable, models.NotRemovable) as error:
         raise click.ClickException(str(error)) from error

@@ -148,6 +148,10 @@ with_deletion = partial(zip, DELETED_FIELDS)
 DEFAULTS = {name: FIELDS[name].default for name in PUBLIC_FIELDS if name not in SET_BY_SERVER}
 
 
+class NotRemovable(Exception):
+    """The database lets tasks be seen, but not removed."""
+
+
 class StoredTask(NamedTuple):
     """A task as clients see it, and its revision."""
 
@@ -644,9 +648,14 @@ def select_count() -> Node:
 
 
 def forget(user_id: str) -> int:
-    """Remove all tasks of a user, also those in the trash. Returns their number before."""
+    """Remove all tasks of a user, also those in the trash. Returns their number before.
+
+    Raises NotRemovable.
+    """
     ((number,),) = send(select_count, user_id=user_id)
     remove_all(True, user_id=user_id)
+    if send(select_doomed, True, user_id=user_id):
+        raise NotRemovable("the database lets this user see the tasks, but not remove them")
     return int(number)
 
 
