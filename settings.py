@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import sqlite3
 import ssl
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
@@ -255,6 +256,8 @@ def _read_database_url(text: str, on_platform: bool) -> tuple[str, str]:
     is_file = file.name not in {"", ":memory:"} and not os.path.isdir(file)
     valid = text.startswith("sqlite:///") and is_file
     _check("DATABASE_URL", valid, f"{POSTGRES_FORM} or sqlite:///FILE")
+    reason = f"since Python's SQLite is {sqlite3.sqlite_version}, older than 3.35"
+    _check("DATABASE_URL", sqlite3.sqlite_version_info >= (3, 35), f"{POSTGRES_FORM}, {reason}")
     _check("DATABASE_URL", "?" not in text, "sqlite:///FILE without parameters")
     _check("DATABASE_URL", os.access(file.parent, os.W_OK), f"a writable folder, not {file.parent}")
     return f"sqlite:///{file}", "public"

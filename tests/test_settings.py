@@ -1,6 +1,7 @@
 """The settings: which spellings are accepted, and which values stop the start."""
 
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,16 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATABASE_URL", "sqlite:///x.db")
     for name in (*settings.PLATFORM_VARIABLES, "ALLOW_ANYONE"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_an_old_sqlite_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no RETURNING, so every write would fail."""
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(settings.InvalidSetting, match=r"DATABASE_URL: .*SQLite is 3\.34\.1, older than 3"):
+        settings.read_settings()
+    monkeypatch.setenv("DATABASE_URL", NEON)
+    settings.read_settings()
 
 
 @pytest.mark.parametrize(
