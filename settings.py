@@ -9,6 +9,7 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -51,7 +52,7 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 # The development servers of Next.js and Vite.
 LOCAL_ORIGINS = "http://localhost:3000,http://localhost:5173"
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-# Hosts that the internet does not lead to: names of Compose, Kubernetes and platforms' private
+# Hosts that are not on the internet: names of Compose, Kubernetes and platforms' private
 # networks (.internal and .local are reserved for them), and addresses (RFC 1918; RFC 4193).
 PRIVATE_HOST = re.compile(
     r"[a-z][a-z0-9_-]*|[a-z0-9_.-]+\.(internal|local)|f[cd][0-9a-f]{2}:[0-9a-f:]+"
@@ -148,13 +149,17 @@ def _check(name: str, valid: object, expected: str) -> None:
 def _read_environment() -> dict[str, str]:
     """The environment, without what Flask's command copied into it from files.
 
-    The command also reads `.flaskenv` and the files of parent folders, and expands each $NAME.
+    The command also reads `.flaskenv` and the files of parent folders, and expands each $NAME. It
+    first sets FLASK_RUN_FROM_CLI, so a variable from before that has not been copied.
     """
     copied: dict[str, str | None] = {}
     if click.get_current_context(silent=True):
         for file in (".flaskenv", ".env"):
             copied |= dotenv_values(find_dotenv(file, usecwd=True))
-    return {name: text for name, text in os.environ.items() if copied.get(name) != text}
+    given = {*takewhile(lambda name: name != "FLASK_RUN_FROM_CLI", os.environ)}
+    return {
+        name: text for name, text in os.environ.items() if name in given or copied.get(name) != text
+    }
 
 
 def _read_env_file(file: Path) -> str:
@@ -221,12 +226,8 @@ def _read_callers(text: Callable[[str], str], on_platform: bool) -> dict[str, An
             warnings.append(f"{secret_name} is ignored, since JWT_JWKS_URL is set")
             secret = ""
     elif secret:
-        long_enough = len(secret.encode()) >= 32
-        _check(
-            secret_name,
-            long_enough,
-            "32 bytes or more, such as the output of `openssl rand -hex 32`",
-        )
+        expected = "32 bytes or more, such as the output of `openssl rand -hex 32`"
+        _check(secret_name, len(secret.encode()) >= 32, expected)
     else:
         keys, reason = "JWT_JWKS_URL or JWT_SECRET", "since JWT_ISSUER or JWT_AUDIENCE is set"
         _check(keys, not (issuer or audience), f"one of them, {reason}")

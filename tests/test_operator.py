@@ -341,6 +341,17 @@ def test_the_files_that_flask_reads_by_itself_are_no_settings(tmp_path: Path) ->
     assert flask(folder, "token", "ann").returncode == 0
 
 
+def test_what_is_in_the_environment_is_a_setting_also_if_a_file_has_it(tmp_path: Path) -> None:
+    """Such as the file of a parent folder whose variables a shell has exported."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / ".env").write_text(f"DATABASE_URL=sqlite:///exported.db\nJWT_SECRET={'s' * 32}\n")
+    exported = {"DATABASE_URL": "sqlite:///exported.db", "JWT_SECRET": "s" * 32}
+    assert flask(folder, "migrate", **exported).returncode == 0
+    assert [found.name for found in folder.glob("*.db")] == ["exported.db"]
+    assert flask(folder, "token", "ann", **exported).returncode == 0
+
+
 def test_a_port_in_use_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = "{}:{}".format(*taken.getsockname())

@@ -39,7 +39,9 @@ def test_an_old_sqlite_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no RETURNING, so every write would fail."""
     monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
-    with pytest.raises(settings.InvalidSetting, match=r"DATABASE_URL: .*SQLite is 3\.34\.1, older than 3"):
+    with pytest.raises(
+        settings.InvalidSetting, match=r"DATABASE_URL: .*SQLite is 3\.34\.1, older than 3"
+    ):
         settings.read_settings()
     monkeypatch.setenv("DATABASE_URL", NEON)
     settings.read_settings()
