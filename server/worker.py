@@ -28,11 +28,12 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from settings import MAX_BODY
 
-# WAIT_S limits the time for a whole request to arrive, for a client to take the next part of a
-# response, and for it to close after the last response. While the worker stops, STOP_S limits them.
-WAIT_S, STOP_S = 10.0, 2.0
+# CLIENT_TIMEOUT_S limits the time for a whole request to arrive, for a client to take the next part
+# of a response, and for it to close after the last response. While the worker stops, STOP_TIMEOUT_S
+# limits them.
+CLIENT_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 2.0
 # A request that no thread has taken for so long is a 503: its client may have given up.
-QUEUE_S = 8.0
+MAX_QUEUE_S = 8.0
 # The largest chunked body with its framing, and the most data that may wait in the loop.
 MAX_CHUNKED_BYTES, MAX_WAITING_BYTES = 8 * MAX_BODY, 64 * 1024 * 1024
 # The most that is searched again for the end of a chunk's first line, and of the trailers.
@@ -40,9 +41,11 @@ MAX_CHUNK_LINE, MAX_TRAILERS = 4 * 1024, 32 * 1024
 # Bytes received in one call, bytes given to the parser at once, and buffers sent in one call.
 RECEIVE_BYTES, PARSE_BYTES, SEND_BUFFERS = 32 * 1024, 8 * 1024, 100
 
-FIELD = re.compile(
-    rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE
-)
+# The fields that say where a request ends, and whether the client waits to be told to go on.
+FRAMING = (b"content-length", b"transfer-encoding", b"expect")
+FIELD = re.compile(rb"\r\n(%b):[ \t]*([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
+# A body that the parser refuses by its head is like one that is too large: no more of it is read.
+UNKNOWN_LENGTH = MAX_BODY + 1
 EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
 EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
@@ -57,7 +60,7 @@ TRAILERS = re.compile(
     % "|".join(RFC9110_6_5_1_FORBIDDEN_TRAILER).encode(),
     re.IGNORECASE,
 )
-HEALTH = re.compile(rb"(?:GET|HEAD) /health/?[ ?]")
+HEALTH = re.compile(rb"(?:GET|HEAD) (?:https?://[^/ ]*)?/+health/?[ ?#]", re.IGNORECASE)
 # The result with which Gunicorn's `finish_request` keeps a connection.
 KEPT: Future[bool] = Future()
 KEPT.set_result(True)
@@ -121,19 +124,19 @@ class Incoming:
     def _read_head(self, end: int) -> None:
         """Find the length of the body. Remove the field Expect, which the loop answers."""
         head = bytes(self.data[:end])
-        expectation = None
+        found: dict[bytes, list[bytes]] = {name: [] for name in FRAMING}
         for field in FIELD.finditer(head):
-            name, value = field[1].lower(), field[2].strip().lower()
-            if name == b"expect":
-                expectation = value
-            elif name == b"transfer-encoding":
-                self._length = None
-            elif self._length is not None and value.isdigit():
-                self._length = int(value.lstrip(b"0")[:20] or b"0")
-        if expectation is not None:
-            request_line = head.lstrip(b"\r\n").partition(b"\r\n")[0]
-            is_old = request_line.endswith(b" HTTP/1.0")
-            self.expects_continue = expectation == b"100-continue" and not is_old
+            found[field[1].lower()].append(field[2].strip().lower())
+        lengths, codings, expectations = found.values()
+        is_old = head.partition(b"\r\n")[0].endswith(b" HTTP/1.0")
+        if codings:
+            is_chunked = len(codings) == 1 and codings[0].rpartition(b",")[2].strip() == b"chunked"
+            self._length = None if is_chunked and not (lengths or is_old) else UNKNOWN_LENGTH
+        elif lengths:
+            is_valid = len(lengths) == 1 and lengths[0].isdigit()
+            self._length = int(lengths[0].lstrip(b"0")[:20] or b"0") if is_valid else UNKNOWN_LENGTH
+        if expectations:
+            self.expects_continue = expectations[-1] == b"100-continue" and not is_old
             self.data[:end] = head = EXPECT.sub(b"", head)
         self._head = self._searched = len(head)
 
@@ -248,8 +251,8 @@ class Worker(ThreadWorker):
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
         self.waiting_bytes = 0
-        # /health has its own thread: platforms restart a service that answers it too late. So have
-        # the requests for which no thread will be free soon: a 503 frees their connections.
+        # /health has its own thread: platforms restart a service that answers it too late. Requests
+        # for which no thread will be free soon have one, too: their 503 frees their connections.
         self.threads = ThreadPool(self.cfg.threads)
         self.health_thread, self.refusal_thread = ThreadPool(1), ThreadPool(1)
         super().init_process()
@@ -322,7 +325,7 @@ class Worker(ThreadWorker):
 
     def respond(self, conn: Any, arrived: float) -> None:
         """Handle a request in a thread, and give the connection back to the loop."""
-        conn.sock.is_refused |= monotonic() > arrived + QUEUE_S
+        conn.sock.is_refused |= monotonic() > arrived + MAX_QUEUE_S
         request, keeps = None, False
         try:
             request = next(conn.parser)
@@ -383,9 +386,9 @@ class Worker(ThreadWorker):
         self.drop(conn)
 
     def wait(self, conn: Connection, event: int, callback: Callable[[Connection], object]) -> None:
-        """Call `callback` each time the client is ready. Its bytes do not extend WAIT_S."""
+        """Call `callback` each time the client is ready. Its bytes do not extend the timeout."""
         self.poller.register(conn.sock, event, lambda _: callback(conn))
-        self.waiting[conn] = monotonic() + WAIT_S
+        self.waiting[conn] = monotonic() + CLIENT_TIMEOUT_S
         self.count(conn)
 
     def stop_waiting(self, conn: Connection) -> None:
@@ -413,7 +416,7 @@ class Worker(ThreadWorker):
             idle: Any = self.keepalived_conns.popleft()
             self.poller.unregister(idle.sock)
             self.drop(idle)
-        now = monotonic() + (0.0 if self.alive else WAIT_S - STOP_S)
+        now = monotonic() + (0.0 if self.alive else CLIENT_TIMEOUT_S - STOP_TIMEOUT_S)
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))
             fits = self.waiting_bytes <= MAX_WAITING_BYTES

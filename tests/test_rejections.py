@@ -196,6 +196,22 @@ HTTP = {
         call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: rot13\r\n"),
         501,
     ),
+    "a transfer encoding that is none": (
+        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: identity\r\n"),
+        400,
+    ),
+    "a transfer encoding after the chunks": (
+        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: chunked, gzip\r\n"),
+        400,
+    ),
+    "chunks twice": (
+        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: chunked\r\n" * 2),
+        400,
+    ),
+    "chunks in HTTP/1.0": (
+        chunked(A_TASK).replace(b"HTTP/1.1", b"HTTP/1.0"),
+        400,
+    ),
 }  # fmt: skip
 BY_THE_APPLICATION = BODIES | TYPES | SIZES | PATHS
 # Of the bodies, those that are wrong for a change as well.
@@ -204,9 +220,10 @@ REFUSED_BY_EVERY_WRITE.remove("chunks with no content")
 BY_THE_SERVER = {**HTTP, "a path over 8 kB": PATHS["a path over 8 kB"]}
 
 
-def send(user: User, request: bytes) -> tuple[int, dict[str, str], bytes]:
+def send(user: User, request: bytes, *, closes: bool = True) -> tuple[int, dict[str, str], bytes]:
     path = user.base.removeprefix(user.server.url).encode()
-    return user.server.send(request.replace(b"{tasks}", path + b"/tasks").replace(b"{user}", path))
+    request = request.replace(b"{tasks}", path + b"/tasks").replace(b"{user}", path)
+    return user.server.send(request, closes=closes)
 
 
 @pytest.mark.parametrize("name", [name for name in BY_THE_APPLICATION if name not in BY_THE_SERVER])
@@ -240,15 +257,29 @@ def test_a_task_is_as_it_was_after_a_body_that_is_refused(
     assert user.tasks() == [task]
 
 
+@pytest.mark.parametrize("closes", [True, False], ids=["from one who closes", "at once"])
 @pytest.mark.parametrize("name", BY_THE_SERVER)
 @pytest.mark.one_database
-def test_the_server_refuses_what_is_not_http(user: User, name: str) -> None:
+def test_the_server_refuses_what_is_not_http(user: User, name: str, closes: bool) -> None:
     request, expected = BY_THE_SERVER[name]
     kept = user.create("kept")
-    status, headers, _ = send(user, request)
+    status, headers, _ = send(user, request, closes=closes)
     assert status == expected
     assert headers["connection"] == "close"
     assert user.tasks() == [kept]
+
+
+@pytest.mark.parametrize(
+    "body, status", [({"title": ""}, 422), ("[", 400), ({"title": "x"}, 404), ({}, 404)]
+)
+@pytest.mark.parametrize("task_id", ["none", "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"])
+@pytest.mark.one_database
+def test_a_body_is_judged_before_the_task_is_looked_for(
+    user: User, task_id: str, body: dict | str, status: int
+) -> None:
+    content = {"data": body} if isinstance(body, str) else {"json": body}
+    headers = {"Content-Type": "application/json"}
+    assert user.put(f"/tasks/{task_id}", headers=headers, **content).status_code == status
 
 
 def test_what_is_refused_never_reaches_a_database(tmp_path: Path) -> None:

@@ -489,6 +489,19 @@ def test_idle_connections_give_way_to_requests(server: Server) -> None:
         assert [read(connection)[0] for connection in late] == [201] * 40
 
 
+def test_every_spelling_of_health_has_its_own_thread(
+    own_server: Server, cluster: Cluster, database: str
+) -> None:
+    with User(own_server, "ann") as user:
+        user.create()
+    with closing(psycopg2.connect(cluster.url(database))) as connection:
+        connection.cursor().execute("LOCK TABLE task")
+        with Clients(own_server, 100, GET_TASKS + b"\r\n"):
+            for target in ("/health", "/health/", "//health", "/health?x", "http://x:1/health"):
+                head = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"
+                assert own_server.send(head.encode(), timeout=1)[0] == 200
+
+
 def test_health_while_more_requests_wait_than_there_may_be_connections(
     own_server: Server, cluster: Cluster, database: str
 ) -> None:

@@ -8,10 +8,10 @@ from database import base, postgres, sqlite
 from server import worker
 
 DEADLINES = {
-    base: ["REQUEST_S", "SCHEMA_WAIT_S", "UPGRADE_CHECK_S"],
-    postgres: ["CONNECT_S", "STATEMENT_S", "NETWORK_S", "MIN_TIME_LEFT_S"],
-    sqlite: ["REQUEST_S"],
-    worker: ["WAIT_S", "STOP_S"],
+    base: ["REQUEST_TIMEOUT_S", "SCHEMA_WAIT_S", "UPGRADE_CHECK_S"],
+    postgres: ["CONNECT_TIMEOUT_S", "STATEMENT_TIMEOUT_S", "NETWORK_S", "MIN_TIME_LEFT_S"],
+    sqlite: ["REQUEST_TIMEOUT_S"],
+    worker: ["CLIENT_TIMEOUT_S", "STOP_TIMEOUT_S"],
 }
 
 for module, names in DEADLINES.items():

@@ -107,12 +107,18 @@ class Server:
             log.seek(start)
             return [json.loads(line) for line in log]
 
-    def send(self, request: bytes, timeout: float = 5) -> tuple[int, dict[str, str], bytes]:
-        """Send bytes as they are, close our side, and read the first answer to the end."""
+    def send(
+        self, request: bytes, timeout: float = 5, *, closes: bool = True
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send bytes as they are, close our side, and read the first answer to the end.
+
+        Without closing, the server must close.
+        """
         with socket.create_connection(self.address, timeout=timeout) as connection:
             with suppress(OSError):  # It may have answered and closed before it had read all.
                 connection.sendall(request)
-                connection.shutdown(socket.SHUT_WR)
+                if closes:
+                    connection.shutdown(socket.SHUT_WR)
             answer = b""
             while piece := connection.recv(65536):
                 answer += piece
