@@ -27,8 +27,8 @@ optimistic locking: send the task's `ETag` as `If-Match`, and a task that has ch
 Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 
 Every response has an `X-Request-ID`, which is also in the server's log. A request may bring its
-own: 1 to 128 letters, digits and `_.:/+=@~-`. What is not valid HTTP, too large or too slow is
-refused by the web server itself, with a short page and without an id.
+own: 1 to 128 letters, digits and `_.:/+=@~-`. The web server itself refuses requests that are not
+valid HTTP, too large or too slow, with a short page and without an id.
 """
 
 # The pause after a purge of the trash, and after one that failed.
@@ -62,7 +62,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["auth"] = auth.create_verifier(settings)
     app.url_map.converters["user_id"] = resources.UserIdConverter
     app.url_map.converters["task_id"] = resources.TaskIdConverter
-    register_api(app)
+    smorest = Api(app)
+    smorest.register_blueprint(resources.tasks, parameters=[resources.USER_ID])
+    smorest.register_blueprint(resources.service)
     app.register_blueprint(create_docs(settings))
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
@@ -72,15 +74,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     if not command or command.info_name == "run":
         log_warnings(settings)
     return app
-
-
-def register_api(app: Flask) -> None:
-    """Register the operations and their OpenAPI document."""
-    smorest = Api(app)
-    for converter in (resources.UserIdConverter, resources.TaskIdConverter):
-        smorest.register_converter(converter, lambda converter: converter.schema)
-    smorest.register_blueprint(resources.tasks, parameters=resources.PATH_PARAMETERS)
-    smorest.register_blueprint(resources.service)
 
 
 def open_database(settings: Settings) -> TaskDatabase:

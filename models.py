@@ -2,8 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import getrandbits
@@ -30,14 +29,14 @@ from peewee import (
     Window,
     fn,
 )
-from werkzeug.exceptions import HTTPException, NotFound, PreconditionFailed, UnprocessableEntity
+from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
 
 from database import (
     Dialect,
     Parameter,
     Read,
     TaskDatabase,
-    count,
+    count_rows,
     fetch_all,
     request_limit,
     rfc3339,
@@ -52,15 +51,14 @@ MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
 UNMEASURED_TASKS = 400
 # The most that a task can take in a page, if every character is escaped.
 LONGEST_TASK_BYTES = 40_000
-# The tasks that one statement removes, and the pause before the next one.
-REMOVED_AT_ONCE, PAUSE_S = 1000, 0.1
+# The tasks that one statement removes, the pause before the next one, and how many of them in a row
+# may remove nothing.
+MAX_BATCH, REMOVAL_PAUSE_S, MAX_EMPTY_BATCHES = 1000, 0.1, 20
 # How many writes of a task are remembered, as many as a server has connections, and how many of a
 # revision's characters: its last 62 bits.
 REMEMBERED_WRITES, MARK_LENGTH = 32, 17
-# After so many statements in a row that remove nothing, removing ends.
-MAX_FUTILE = 20
 # A thread gives way to the others after this time: Python's default, and while it writes a list.
-TURN_S, SHORT_TURN_S = sys.getswitchinterval(), 0.001
+SWITCH_S, SHORT_SWITCH_S = sys.getswitchinterval(), 0.001
 # A list is sorted by this many characters of a title, since a cursor has them in a URL.
 TITLE_KEY_LENGTH = 100
 # How urgent a task is, for sorting. Every other word is a 2.
@@ -70,7 +68,7 @@ PRIORITY_RANKS = {
     **dict.fromkeys(("high", "p2", "2"), 3),
     **dict.fromkeys(("urgent", "critical", "p1", "1"), 4),
 }
-serialization = threading.Lock()
+serialize_lock = threading.Lock()
 NO_SUCH_TASK = "There is no such task."
 # The namespace of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
 KEY_NAMESPACE = UUID("6f1c6ac4-5b0c-4c86-9d2a-0a8a4e0b7c11")
@@ -84,10 +82,6 @@ def fold(text: str) -> str:
 def fold_tags(tags: str) -> str:
     """Fold the tags in a JSON array. Each is between two line breaks, which no tag contains."""
     return "".join(f"\n{fold(tag)}\n" for tag in orjson.loads(tags))
-
-
-class JsonField(TextField):
-    """JSON text, which responses contain as it is."""
 
 
 class Task(Model):
@@ -106,7 +100,7 @@ class Task(Model):
     updated_at = sql.TimestampField()
     priority = TextField(default="medium")
     due_date = TextField(null=True)
-    tags = JsonField(default="[]")
+    tags = TextField(default="[]")  # A JSON array, which responses contain as it is.
     completed_at = sql.TimestampField(null=True)
     # When the task was deleted. Only the trash, a restore and a repeated create see such a task.
     deleted_at = sql.TimestampField(null=True)
@@ -140,10 +134,9 @@ SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at", "completed_at"}
 PUBLIC_FIELDS = [name for name in FIELDS if name not in HIDDEN]
 DELETED_FIELDS = [*PUBLIC_FIELDS, "deleted_at"]
 TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS if isinstance(FIELDS[name], TextField)]
-JSON = [name for name in PUBLIC_FIELDS if isinstance(FIELDS[name], JsonField)]
 # Pairs the columns of a row with their names. An argument `strict` would double its cost.
-with_names = partial(zip, PUBLIC_FIELDS)
-with_deletion = partial(zip, DELETED_FIELDS)
+pair_names = partial(zip, PUBLIC_FIELDS)
+pair_names_and_deletion = partial(zip, DELETED_FIELDS)
 # The fields that a client can set, with the values that a new task gets if they are omitted.
 DEFAULTS = {name: FIELDS[name].default for name in PUBLIC_FIELDS if name not in SET_BY_SERVER}
 
@@ -160,12 +153,12 @@ class StoredTask(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where a page ended: the list's order, and the sort key and id of the page's last task."""
+    """Where a page ended: the list's order, and the id and sort key of the page's last task."""
 
     sort: str
     order: str
-    key: str
     id: str
+    key: str
 
 
 class Page(NamedTuple):
@@ -179,23 +172,22 @@ def send(
     query: Callable[..., str],
     *variant: Any,
     read: Read = fetch_all,
-    again: Callable[..., str] | None = None,
+    differs_again: bool = False,
     **values: Any,
 ) -> Any:
     """Send the statement that `query` builds for `variant`, with `values` for its parameters.
 
-    If an answer is lost, the statement that `again` builds is sent, or the same one.
+    If it `differs_again`, the one that is sent after a lost answer has `again` in its variant.
     """
     database: TaskDatabase = current_app.extensions["database"]
-    retry = again(database, *variant) if again else ""
-    return database.send(query(database, *variant), values, read, retry)
+    again = query(database, *variant, True) if differs_again else ""
+    return database.send(query(database, *variant), values, read, again)
 
 
-def to_task(row: tuple[Any, ...], pair: Any = with_names) -> dict[str, Any]:
+def to_task(row: tuple[Any, ...], pair: Any = pair_names) -> dict[str, Any]:
     """Convert a row of PUBLIC_COLUMNS, which others may follow."""
     task = dict(pair(row))
-    for name in JSON:
-        task[name] = orjson.Fragment(task[name])
+    task["tags"] = orjson.Fragment(task["tags"])
     return task
 
 
@@ -227,7 +219,7 @@ def as_public(field: Field) -> Node:
     if not isinstance(field, sql.TimestampField):
         return field
     time = sql.as_rfc3339(field)
-    # Version 1.0, perhaps beside this one during a deploy, leaves `completed_at` as it is.
+    # A server of version 1.0, which can run during a deploy, does not change `completed_at`.
     return Case(None, [(Task.completed, time)]) if field is Task.completed_at else time
 
 
@@ -250,8 +242,8 @@ DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
 FILTERS: dict[str, Node] = {
     "completed": Task.completed == Parameter("completed"),
     "priority": sql.is_one_of(Task.priority_folded, "priority"),
-    "tag": sql.has_all_lines(Task.tags_folded, "tag"),
-    "tags": sql.has_any_line(Task.tags_folded, "tags"),
+    "tag": sql.has_lines(Task.tags_folded, "tag", every=True),
+    "tags": sql.has_lines(Task.tags_folded, "tags", every=False),
     "due_date_from": Parameter("due_date_from") <= DUE_DAY,
     "due_date_to": Parameter("due_date_to") >= DUE_DAY,
     "search": sql.contains(Task.title_folded, Parameter("search"))
@@ -339,13 +331,10 @@ def list_tasks(
     def read_part(
         cursor: Cursor | None, limit: int, room_bytes: int, *, measured: bool = False
     ) -> Page:
+        variant = bool(filters), sort, order, cursor is not None, measured
         part: Page = send(
             select_page,
-            bool(filters),
-            sort,
-            order,
-            cursor is not None,
-            measured,
+            *variant,
             read=lambda rows: serialize(rows, sort, order, limit, room_bytes),
             user_id=user_id,
             key=cursor and cursor.key,
@@ -374,30 +363,11 @@ def list_tasks(
     return Page(chunks, end)
 
 
-def list_deleted_tasks(user_id: str, **position: Any) -> Page:
-    """Read a page of a user's trash, the last deleted first. `position` is as in `list_tasks`."""
-    return list_tasks(user_id, sort="deleted", order="desc", **position)
-
-
 def fold_all(value: Any) -> Any:
     """Fold a text, or each text in a list."""
     if isinstance(value, list):
         return [fold(text) for text in value]
     return fold(value) if isinstance(value, str) else value
-
-
-@contextmanager
-def serializing() -> Iterator[None]:
-    """Let one thread write a list at a time. It gives way often, so that `/health` is answered.
-
-    All at once would be no faster. Short turns for all requests would cost a tenth of a GET's CPU.
-    """
-    with serialization:
-        sys.setswitchinterval(SHORT_TURN_S)
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(TURN_S)
 
 
 def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> Page:
@@ -406,22 +376,28 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
     Only a few rows are in memory at a time: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
-    pair = with_deletion if sort == "deleted" else with_names
+    pair = pair_names_and_deletion if sort == "deleted" else pair_names
     while limit and room_bytes > 0:
         # As many as fit if each is the longest: a page exceeds its size by one task at most.
         fits = 1 + room_bytes // LONGEST_TASK_BYTES
-        with serializing():
-            part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
-            if not part:
-                break
-            chunks += b",", orjson.dumps([to_task(row, pair) for row in part])[1:-1]
+        # One thread at a time writes a list: all at once would be no faster. It gives way often, so
+        # that `/health` is answered; short turns of all requests would cost a GET a tenth more CPU.
+        with serialize_lock:
+            sys.setswitchinterval(SHORT_SWITCH_S)
+            try:
+                part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
+                if not part:
+                    break
+                chunks += b",", orjson.dumps([to_task(row, pair) for row in part])[1:-1]
+            finally:
+                sys.setswitchinterval(SWITCH_S)
         last = part[-1]
         limit -= len(part)
         room_bytes -= len(chunks[-1])
     if not rows.fetchone():
         return Page(chunks, None)
     key = last[SORT_TIMES.get(sort, -1)]
-    return Page(chunks, Cursor(sort, order, key, last[0]))
+    return Page(chunks, Cursor(sort, order, last[0], key))
 
 
 @statement
@@ -455,7 +431,7 @@ def create_task(
         return created, True
     if deleted_at:
         created.fields["deleted_at"] = deleted_at
-    found = dict(with_names(row))
+    found = dict(pair_names(row))
     if found["created_at"] == found["updated_at"] and any(content[n] != found[n] for n in DEFAULTS):
         raise UnprocessableEntity("Idempotency-Key: already used for a task with other content.")
     return created, False
@@ -466,9 +442,9 @@ def select_one() -> Node:
     return Task.select(*COLUMNS).where(IS_THIS, IS_THERE)
 
 
-def get_task(user_id: str, task_id: str) -> StoredTask:
-    """Find a task. Raises NotFound."""
-    for row in send(select_one, user_id=user_id, id=task_id):
+def get_task(user_id: str, task_id: str | None) -> StoredTask:
+    """Find a task. Raises NotFound, also for None, which is the id of no task."""
+    for row in send(select_one, user_id=user_id, id=task_id) if task_id else ():
         return to_stored(row)
     raise NotFound(NO_SUCH_TASK)
 
@@ -491,8 +467,12 @@ def write_once(
     return Task.update(once).where(owned, condition | IS_DONE)
 
 
-def updates(names: tuple[str, ...], toggles: bool) -> dict[Field, Node]:
-    """What an update changes: the fields in `names`, and what follows from them."""
+@statement
+def update(names: tuple[str, ...], toggles: bool, conditional: bool, again: bool = False) -> Node:
+    """Set the fields in `names`, and what follows from them.
+
+    The first attempt has no case for each field, which takes 5 % less CPU.
+    """
     changes: dict[Field, Node] = {FIELDS[name]: Parameter(name) for name in names}
     changes[Task.updated_at] = sql.next_timestamp(Task.updated_at)
     if toggles:
@@ -501,27 +481,16 @@ def updates(names: tuple[str, ...], toggles: bool) -> dict[Field, Node]:
         was_completed = (Task.completed, Task.completed_at)
         completed_at = Case(None, [was_completed], changes[Task.updated_at])
         changes[Task.completed_at] = Case(None, [(changes[Task.completed], completed_at)])
-    return changes
-
-
-@statement
-def update(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
-    """The first attempt. Without a case for each field, an update takes 5 % less CPU."""
-    changes = updates(names, toggles)
-    changes |= {Task.revision: NEW_REVISION, Task.recent_writes: MARKED}
     current = is_current(conditional)
+    if again:
+        return write_once(changes, IS_THIS, current).returning(*COLUMNS)
+    changes |= {Task.revision: NEW_REVISION, Task.recent_writes: MARKED}
     return Task.update(changes).where(IS_THIS, current, ~IS_DONE).returning(*COLUMNS)
-
-
-@statement
-def update_again(names: tuple[str, ...], toggles: bool, conditional: bool) -> Node:
-    changes = updates(names, toggles)
-    return write_once(changes, IS_THIS, is_current(conditional)).returning(*COLUMNS)
 
 
 def update_task(
     user_id: str,
-    task_id: str,
+    task_id: str | None,
     body: dict[str, Any],
     *,
     toggles: bool = False,
@@ -537,29 +506,42 @@ def update_task(
             raise PreconditionFailed()
         return found
     changes = to_columns(body)
+    row = write_task(
+        update,
+        tuple(sorted(changes)),
+        toggles,
+        expected is not None,
+        differs_again=True,
+        user_id=user_id,
+        id=task_id,
+        expected=expected,
+        **changes,
+    )
+    return to_stored(row)
+
+
+def write_task(
+    query: Callable[..., str],
+    *variant: Any,
+    user_id: str,
+    id: str | None,
+    expected: list[str] | None = None,
+    **options: Any,
+) -> Any:
+    """Send a write of one task, and return its row. Raises NotFound or PreconditionFailed.
+
+    Only a conditional write that finds no row needs a second statement.
+    """
+    if id is None:
+        raise NotFound(NO_SUCH_TASK)
+    values: dict[str, Any] = {"user_id": user_id, "id": id, "expected": expected}
     with request_limit():
-        rows = send(
-            update,
-            tuple(sorted(changes)),
-            toggles,
-            expected is not None,
-            again=update_again,
-            user_id=user_id,
-            id=task_id,
-            revision=new_revision(),
-            expected=expected,
-            **changes,
-        )
-        for row in rows:
-            return to_stored(row)
-        raise not_found_or_conflict(user_id, task_id, expected)
-
-
-def not_found_or_conflict(user_id: str, task_id: str, expected: list[str] | None) -> HTTPException:
-    """Make the error of a write that found no row. A conditional write needs a second statement."""
-    if expected is not None and send(select_one, user_id=user_id, id=task_id):
-        return PreconditionFailed()
-    return NotFound(NO_SUCH_TASK)
+        for row in send(query, *variant, revision=new_revision(), **values, **options):
+            return row
+        if expected is not None:
+            get_task(user_id, id)
+            raise PreconditionFailed
+    raise NotFound(NO_SUCH_TASK)
 
 
 @statement
@@ -568,30 +550,16 @@ def delete(conditional: bool) -> Node:
     return write_once(changes, IS_THIS, is_current(conditional)).returning(SQL("1"))
 
 
-def delete_task(user_id: str, task_id: str, *, expected: list[str] | None = None) -> None:
+def delete_task(user_id: str, task_id: str | None, *, expected: list[str] | None = None) -> None:
     """Put a task into the trash if its revision is one of the `expected`.
 
     None expects any revision. Raises NotFound or PreconditionFailed.
     """
-    with request_limit():
-        if not send(
-            delete,
-            expected is not None,
-            user_id=user_id,
-            id=task_id,
-            revision=new_revision(),
-            expected=expected,
-        ):
-            raise not_found_or_conflict(user_id, task_id, expected)
+    write_task(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
 
 
 @statement
 def delete_completed() -> Node:
-    return write_once({Task.deleted_at: sql.NOW}, IS_OWNED, Task.completed & IS_THERE)
-
-
-@statement
-def delete_completed_again() -> Node:
     """If an earlier attempt has deleted tasks, only count these."""
     other = Task.alias("other")
     is_done = sql.contains(other.recent_writes, MARK)
@@ -602,8 +570,8 @@ def delete_completed_again() -> Node:
 
 def delete_completed_tasks(user_id: str) -> int:
     """Put all completed tasks of a user into the trash. Returns their number."""
-    again, revision = delete_completed_again, new_revision()
-    return int(send(delete_completed, read=count, again=again, user_id=user_id, revision=revision))
+    revision = new_revision()
+    return int(send(delete_completed, read=count_rows, user_id=user_id, revision=revision))
 
 
 @statement
@@ -612,14 +580,12 @@ def restore() -> Node:
     return write_once(changes, IS_THIS, SQL("TRUE"), stays=IS_DONE | IS_THERE).returning(*COLUMNS)
 
 
-def restore_task(user_id: str, task_id: str) -> StoredTask:
+def restore_task(user_id: str, task_id: str | None) -> StoredTask:
     """Take a task out of the trash; one that is not in it stays unchanged. Raises NotFound."""
-    for row in send(restore, user_id=user_id, id=task_id, revision=new_revision()):
-        return to_stored(row)
-    raise NotFound(NO_SUCH_TASK)
+    return to_stored(write_task(restore, user_id=user_id, id=task_id))
 
 
-def is_doomed(of_user: bool, task: Any = Task) -> Any:
+def is_removable(of_user: bool, task: Any = Task) -> Any:
     """Whether a task is the user's or, of any user, was deleted long ago."""
     if of_user:
         return task.user_id == Parameter("user_id")
@@ -629,17 +595,17 @@ def is_doomed(of_user: bool, task: Any = Task) -> Any:
 
 
 @statement
-def select_doomed(of_user: bool) -> Node:
-    return Task.select(SQL("1")).where(is_doomed(of_user)).limit(SQL("1"))
+def select_removable(of_user: bool) -> Node:
+    return Task.select(SQL("1")).where(is_removable(of_user)).limit(SQL("1"))
 
 
 @statement
 def remove(of_user: bool) -> Node:
     found = Task.alias("found")
-    batch = found.select(found.user_id, found.id).where(is_doomed(of_user, found))
-    batch = batch.limit(SQL(f"{REMOVED_AT_ONCE}"))
+    batch = found.select(found.user_id, found.id).where(is_removable(of_user, found))
+    batch = batch.limit(SQL(f"{MAX_BATCH}"))
     # The condition is repeated for a task that is restored after its row was found.
-    return Task.delete().where(is_doomed(of_user), Tuple(Task.user_id, Task.id).in_(batch))
+    return Task.delete().where(is_removable(of_user), Tuple(Task.user_id, Task.id).in_(batch))
 
 
 @statement
@@ -654,7 +620,7 @@ def forget(user_id: str) -> int:
     """
     ((number,),) = send(select_count, user_id=user_id)
     remove_all(True, user_id=user_id)
-    if send(select_doomed, True, user_id=user_id):
+    if send(select_removable, True, user_id=user_id):
         raise NotRemovable("the database lets this user see the tasks, but not remove them")
     return int(number)
 
@@ -667,23 +633,19 @@ def purge(days: int) -> int:
 def remove_all(of_user: bool, **values: Any) -> int:
     """Remove tasks in batches, with pauses in which other statements run.
 
-    A batch that removes none is not the last one: another server may have removed the same tasks.
-    Many of them are: the database lets this user see the tasks, but not remove them.
+    An empty batch is not the last one: another server may have removed its tasks. After many empty
+    batches, removing ends: the database lets this user see tasks, but not remove them.
     """
-    total = futile = 0
-    while futile < MAX_FUTILE and send(select_doomed, of_user, **values):
-        removed = send(remove, of_user, read=count, **values)
-        futile = 0 if removed else futile + 1
+    total = empty_batches = 0
+    while empty_batches < MAX_EMPTY_BATCHES and send(select_removable, of_user, **values):
+        removed = send(remove, of_user, read=count_rows, **values)
+        empty_batches = 0 if removed else empty_batches + 1
         total += removed
-        sleep(PAUSE_S)
+        sleep(REMOVAL_PAUSE_S)
     return total
-
-
-@statement
-def select_nothing() -> Node:
-    return SQL("SELECT 1")
 
 
 def ping() -> None:
     """Send a statement that reads nothing. Raises ServiceUnavailable."""
-    send(select_nothing)
+    database: TaskDatabase = current_app.extensions["database"]
+    database.send("SELECT 1", {})

@@ -3,90 +3,66 @@
 import hashlib
 import re
 from base64 import urlsafe_b64encode
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from flask import Response, jsonify, request
 from flask.views import MethodView
-from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
 import auth
 import models
+import schemas
 from models import Cursor, Page, StoredTask
-from schemas import (
-    UUID_TEXT,
-    ClearedSchema,
-    DeletedTaskSchema,
-    MessageSchema,
-    ReplayedTaskSchema,
-    StatusSchema,
-    TaskCompletionSchema,
-    TaskCreateSchema,
-    TaskQuerySchema,
-    TaskSchema,
-    TaskUpdateSchema,
-    TrashQuerySchema,
-)
 from settings import MAX_REQUEST_LINE
 from web import Blueprint, Invalid, QuerySchema
 
+# RFC 9110, section 8.8.3. A tag without its quotes is also understood.
+ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*"|[^\s,"]+)', re.IGNORECASE)
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 # The longest URL that can be requested with any method.
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
-LIST_QUERY, TRASH_QUERY = TaskQuerySchema(), TrashQuerySchema()
+PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
+LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
 
 
 class UserIdConverter(BaseConverter):
     """A text of 1 to 255 characters, without `/` and control characters."""
 
     regex = r"[^/\x00-\x1f\x7f-\x9f]{1,255}"
-    schema: ClassVar = {
-        "type": "string",
-        "minLength": 1,
-        "maxLength": 255,
-        "pattern": "^[^/\\x00-\\x1f\\x7f-\\x9f]+$",
-    }
 
 
 class TaskIdConverter(BaseConverter):
     """A UUID in its text form (RFC 9562, section 4), or None for any other text."""
 
     regex = "(?!deleted$)[^/]+"  # `/deleted` is the list of deleted tasks.
-    schema: ClassVar = {"type": "string", "format": "uuid"}
 
     def to_python(self, value: str) -> str | None:
-        return value.lower() if UUID_TEXT.fullmatch(value.lower()) else None
+        return value.lower() if schemas.UUID_TEXT.fullmatch(value.lower()) else None
 
 
-PATH_PARAMETERS = [
-    {
-        "in": "path",
-        "name": "user_id",
-        "description": "The owner of the tasks: any text without slashes or control characters.",
-        "example": "alice",
-    }
-]
+USER_ID = {
+    "in": "path",
+    "name": "user_id",
+    "description": "The owner of the tasks: any text without slashes or control characters.",
+    "schema": {"type": "string", "maxLength": 255, "pattern": f"^{UserIdConverter.regex}$"},
+    "example": "alice",
+}
 TASK_ID = {
     "in": "path",
     "name": "task_id",
     "description": "The `id` of the task.",
+    "schema": {"type": "string", "format": "uuid"},
     "example": "5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d",
 }
 # OpenAPI links from a new task to the operations on it.
 LINKS = {
-    operation: {
-        "operationId": operation,
+    name: {
+        "operationId": name,
         "parameters": {"user_id": "$response.body#/user_id", "task_id": "$response.body#/id"},
     }
-    for operation in (
-        "getTask",
-        "updateTask",
-        "patchTask",
-        "deleteTask",
-        "completeTask",
-        "restoreTask",
-    )
+    for name in ("getTask", "updateTask", "patchTask", "deleteTask", "completeTask", "restoreTask")
 }
 tasks = Blueprint(
     "tasks",
@@ -99,22 +75,11 @@ tasks = Blueprint(
 service = Blueprint("service", __name__, description="Liveness and readiness.")
 
 
-@tasks.before_request
-def refuse_impossible_ids() -> None:
-    """Raise NotFound for an id that no task can have, without asking the database.
-
-    A preflight passes: if it failed, the browser would not let the page read the 404.
-    """
-    is_impossible = (request.view_args or {}).get("task_id", "") is None
-    if is_impossible and request.method != "OPTIONS":
-        raise NotFound(models.NO_SUCH_TASK)
-
-
 @tasks.route("")
 class Tasks(MethodView):
     @tasks.operation("listTasks", "If-None-Match")
     @tasks.arguments(LIST_QUERY, location="query")
-    @tasks.response(200, TaskSchema(many=True), headers={"ETag": "ETag", "Link": "Link"})
+    @tasks.response(200, schemas.TaskSchema(many=True), headers=PAGE_HEADERS)
     def get(self, query: dict[str, Any], user_id: str) -> Response:
         """List a user's tasks
 
@@ -127,11 +92,11 @@ class Tasks(MethodView):
 
     @tasks.operation("createTask", "Idempotency-Key")
     @tasks.doc(responses={201: {"links": LINKS}})
-    @tasks.arguments(TaskCreateSchema())
-    @tasks.response(201, TaskSchema, headers={"ETag": "ETag", "Location": "Location"})
+    @tasks.arguments(schemas.TaskCreateSchema())
+    @tasks.response(201, schemas.TaskSchema, headers={"ETag": "ETag", "Location": "Location"})
     @tasks.alt_response(
         200,
-        schema=ReplayedTaskSchema,
+        schema=schemas.ReplayedTaskSchema,
         description="The key was used before. The body is the task as it is now, perhaps deleted.",
         headers={"ETag": "ETag", "Idempotent-Replayed": "Idempotent-Replayed"},
     )
@@ -153,8 +118,8 @@ class Tasks(MethodView):
 @tasks.route("/<task_id:task_id>", parameters=[TASK_ID])
 class TaskById(MethodView):
     @tasks.operation("getTask", "If-None-Match")
-    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
-    def get(self, user_id: str, task_id: str) -> Response:
+    @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
+    def get(self, user_id: str, task_id: str | None) -> Response:
         """Get a task
 
         The task of another user is a 404, like a task that does not exist.
@@ -162,9 +127,9 @@ class TaskById(MethodView):
         return not_modified_if_known(task_response(models.get_task(user_id, task_id)))
 
     @tasks.operation("updateTask", "If-Match")
-    @tasks.arguments(TaskUpdateSchema())
-    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
-    def put(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
+    @tasks.arguments(schemas.TaskUpdateSchema())
+    @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
+    def put(self, body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
         """Update a task
 
         Changes the fields in the body and keeps the others, like PATCH. `{}` changes nothing.
@@ -173,11 +138,13 @@ class TaskById(MethodView):
 
     @tasks.operation("patchTask", "If-Match")
     @tasks.doc(
-        requestBody={"content": {"application/merge-patch+json": {"schema": TaskUpdateSchema}}}
+        requestBody={
+            "content": {"application/merge-patch+json": {"schema": schemas.TaskUpdateSchema}}
+        }
     )
-    @tasks.arguments(TaskUpdateSchema())
-    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
-    def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
+    @tasks.arguments(schemas.TaskUpdateSchema())
+    @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
+    def patch(self, body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
         """Update some fields of a task
 
         A JSON merge patch (RFC 7396): `{"description": null}` removes the description.
@@ -185,8 +152,8 @@ class TaskById(MethodView):
         return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
 
     @tasks.operation("deleteTask", "If-Match")
-    @tasks.response(200, MessageSchema)
-    def delete(self, user_id: str, task_id: str) -> Response:
+    @tasks.response(200, schemas.MessageSchema)
+    def delete(self, user_id: str, task_id: str | None) -> Response:
         """Delete a task
 
         The task goes to the trash, from which it can be restored. Deleting it again is a 404.
@@ -199,21 +166,22 @@ class TaskById(MethodView):
 class DeletedTasks(MethodView):
     @tasks.operation("listDeletedTasks", "If-None-Match")
     @tasks.arguments(TRASH_QUERY, location="query")
-    @tasks.response(200, DeletedTaskSchema(many=True), headers={"ETag": "ETag", "Link": "Link"})
+    @tasks.response(200, schemas.DeletedTaskSchema(many=True), headers=PAGE_HEADERS)
     def get(self, query: dict[str, Any], user_id: str) -> Response:
         """List deleted tasks
 
         The tasks in the trash, the last deleted first. The server removes them after a while, by
         default after 30 days.
         """
-        return page_response(models.list_deleted_tasks(user_id, **query), TRASH_QUERY)
+        page = models.list_tasks(user_id, sort="deleted", order="desc", **query)
+        return page_response(page, TRASH_QUERY)
 
 
 @tasks.route("/<task_id:task_id>/restore", parameters=[TASK_ID])
 class TaskRestoration(MethodView):
     @tasks.operation("restoreTask")
-    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
-    def post(self, user_id: str, task_id: str) -> Response:
+    @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
+    def post(self, user_id: str, task_id: str | None) -> Response:
         """Restore a deleted task
 
         All fields are as they were. A task that is not deleted stays unchanged. A body is ignored.
@@ -224,11 +192,11 @@ class TaskRestoration(MethodView):
 @tasks.route("/completed/clear")
 class CompletedTasks(MethodView):
     @tasks.operation("clearCompletedTasks")
-    @tasks.response(200, ClearedSchema)
+    @tasks.response(200, schemas.ClearedSchema)
     def delete(self, user_id: str) -> Response:
         """Delete all completed tasks
 
-        They go to the trash.
+        Every completed task goes to the trash.
         """
         number = models.delete_completed_tasks(user_id)
         return jsonify(message="Completed tasks deleted successfully", deleted=number)
@@ -237,9 +205,9 @@ class CompletedTasks(MethodView):
 @tasks.route("/<task_id:task_id>/complete", parameters=[TASK_ID])
 class TaskCompletion(MethodView):
     @tasks.operation("completeTask", "If-Match")
-    @tasks.arguments(TaskCompletionSchema(), required=False)
-    @tasks.response(200, TaskSchema, headers={"ETag": "ETag"})
-    def patch(self, body: dict[str, Any], user_id: str, task_id: str) -> Response:
+    @tasks.arguments(schemas.TaskCompletionSchema(), required=False)
+    @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
+    def patch(self, body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
         """Toggle or set completion
 
         Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
@@ -276,17 +244,27 @@ def not_modified_if_known(response: Response) -> Response:
     Without Cache-Control, a browser could show an old copy (RFC 9111, section 4.2.2).
     """
     response.headers["Cache-Control"] = "private, no-cache"
-    if request.if_none_match.contains_weak(response.headers["ETag"].strip('"')):
+    current = response.headers["ETag"]
+    if any(tag in {"*", current, current.strip('"')} for tag in sent_tags("If-None-Match")):
         response.status_code = 304  # Werkzeug sends no body with it.
     return response
 
 
 def if_match() -> list[str] | None:
-    """The revisions in If-Match, or None for any. A weak tag is treated as strong."""
-    if "If-Match" not in request.headers or request.if_match.star_tag:
-        return None
-    tags = request.if_match.as_set(include_weak=True)
-    return [tag for tag in tags if tag and UUID_TEXT.fullmatch(tag)]
+    """The revisions in If-Match, or None for any."""
+    revisions = []
+    for tag in sent_tags("If-Match"):
+        if tag == "*":
+            return None
+        if schemas.UUID_TEXT.fullmatch(revision := tag.strip('"')):
+            revisions.append(revision)
+    return revisions if "If-Match" in request.headers else None
+
+
+def sent_tags(header: str) -> Iterator[str]:
+    """The entity tags in a header of the request, one by one. A weak tag is treated as strong."""
+    for match in ENTITY_TAG.finditer(request.headers.get(header, "")):
+        yield match[1]
 
 
 def idempotency_key() -> str | None:
@@ -302,8 +280,7 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
 
     Raises Invalid if it is longer than the server accepts.
     """
-    text = f"{cursor.sort} {cursor.order} {cursor.id} {cursor.key}"
-    value = urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    value = urlsafe_b64encode(" ".join(cursor).encode()).decode().rstrip("=")
     query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
     url = f"{quote(request.path)}?{urlencode([*query, ('cursor', value)], quote_via=quote)}"
     if len(url) > MAX_URL:
@@ -314,7 +291,7 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
 
 @service.route("/health")
 @service.operation("getHealth")
-@service.response(200, StatusSchema)
+@service.response(200, schemas.StatusSchema)
 def health() -> Response:
     """Check liveness
 
@@ -325,7 +302,7 @@ def health() -> Response:
 
 @service.route("/ready")
 @service.operation("getReadiness", errors=(503,))
-@service.response(200, StatusSchema)
+@service.response(200, schemas.StatusSchema)
 def ready() -> Response:
     """Check readiness
 

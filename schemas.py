@@ -2,6 +2,7 @@
 
 import re
 from base64 import urlsafe_b64decode
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -44,11 +45,21 @@ SORT_WORDS = {
 } | {"newest_first": ("created", "desc"), "oldest_first": ("created", "asc")}
 
 
-class Choice(fields.Choice):
-    """A word in any case, by the same rules as for a task's own words."""
+class Choice(ma.fields.Field[Any]):
+    """A word in any case, which becomes its meaning. Messages list the `main` words, or all."""
 
-    def fold(self, word: str) -> str:
-        return models.fold(word)
+    def __init__(
+        self, description: str, meanings: dict[str, Any], main: Iterable[str] = (), **metadata: Any
+    ) -> None:
+        words = {"type": "string", "enum": [*(main or meanings)]}
+        super().__init__(metadata={"description": description, **words, **metadata})
+        self.meanings = {models.fold(word): meaning for word, meaning in meanings.items()}
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        word = models.fold(value)
+        if word not in self.meanings:
+            raise ma.ValidationError(f"Must be one of: {', '.join(self.metadata['enum'])}.")
+        return self.meanings[word]
 
 
 class Priority(ma.fields.Field[str | None]):
@@ -93,17 +104,16 @@ class CursorField(ma.fields.String):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         try:
-            sort, order, task_id, key = urlsafe_b64decode(f"{value}==").decode().split(" ", 3)
-            cursor = Cursor(sort, order, key, task_id)
+            cursor = Cursor(*urlsafe_b64decode(f"{value}==").decode().split(" ", 3))
+            if not UUID_TEXT.fullmatch(cursor.id):
+                raise ValueError("not a task id")
             if cursor.sort not in models.SORT_TIMES:
                 fields.check_storable(cursor.key)
             elif TIMESTAMP.fullmatch(cursor.key):
                 datetime.fromisoformat(cursor.key)
             else:
                 raise ValueError("not a timestamp")
-            if not UUID_TEXT.fullmatch(cursor.id):
-                raise ValueError("not a task id")
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ma.ValidationError(NOT_A_CURSOR) from error
         return cursor
 
@@ -248,15 +258,11 @@ class StatusSchema(ma.Schema):
 
 # Where a page of any list begins and ends.
 LIMIT = fields.DecimalInteger(
-    1,
-    models.MAX_LIMIT,
-    metadata={"description": "The maximum number of tasks.", "default": models.MAX_LIMIT},
+    "The maximum number of tasks.", 1, models.MAX_LIMIT, default=models.MAX_LIMIT
 )
+# No default: a client that always sends defaults could not send `cursor`.
 OFFSET = fields.DecimalInteger(
-    0,
-    models.MAX_OFFSET,
-    # No default: a client that always sends defaults could not send `cursor`.
-    metadata={"description": "The number of tasks to skip. Not allowed together with `cursor`."},
+    "The number of tasks to skip. Not allowed together with `cursor`.", 0, models.MAX_OFFSET
 )
 CURSOR = CursorField(
     metadata={
@@ -267,7 +273,7 @@ CURSOR = CursorField(
 
 
 class TrashQuerySchema(QuerySchema):
-    """The part of a list of deleted tasks."""
+    """Which part of the list of deleted tasks to return."""
 
     limit, offset, cursor = LIMIT, OFFSET, CURSOR
     never_empty = ("cursor",)
@@ -292,44 +298,24 @@ class TaskQuerySchema(QuerySchema):
     """The filters and the order of a list."""
 
     status = Choice(
+        "`pending` (also `incomplete`, `active`, `open`, `todo`) or `completed` (also `complete`,"
+        " `done`) selects only those tasks.",
         STATUSES,
         ("all", "pending", "completed"),
-        metadata={
-            "description": "`pending` (also `incomplete`, `active`, `open`, `todo`) or `completed`"
-            " (also `complete`, `done`) selects only those tasks.",
-            "default": "all",
-        },
+        default="all",
     )
     completed = Choice(
-        {"true": True, "false": False},
-        metadata={"description": "Like `status`. A `status` other than `all` overrides it."},
+        "Like `status`. A `status` other than `all` overrides it.", {"true": True, "false": False}
     )
     priority = fields.Words(
-        20,
+        "Only tasks with one of these priorities, in any case. Several are repeated or separated by"
+        " commas; `all` selects every task.",
         commas=True,
-        metadata={
-            "description": "Only tasks with one of these priorities, in any case. Several are"
-            " repeated or separated by commas; `all` selects every task."
-        },
     )
-    tag = fields.Words(
-        20,
-        commas=False,
-        metadata={
-            "description": "Only tasks with this tag, in any case. If repeated, with all of them."
-        },
-    )
-    tags = fields.Words(
-        20,
-        commas=True,
-        metadata={"description": "Only tasks with one of these tags, separated by commas."},
-    )
-    due_date_from = fields.Day(
-        metadata={"description": "Only tasks that are due on this day or later (also `due_from`)."}
-    )
-    due_date_to = fields.Day(
-        metadata={"description": "Only tasks that are due on this day or before (also `due_to`)."}
-    )
+    tag = fields.Words("Only tasks with this tag, in any case. If repeated, with all of them.")
+    tags = fields.Words("Only tasks with one of these tags, separated by commas.", commas=True)
+    due_date_from = fields.Day("Only tasks that are due on this day or later (also `due_from`).")
+    due_date_to = fields.Day("Only tasks that are due on this day or before (also `due_to`).")
     search = fields.Text(
         validate=fields.length(200),
         metadata={
@@ -339,22 +325,17 @@ class TaskQuerySchema(QuerySchema):
         },
     )
     sort = Choice(
+        "The sort key (also `sort_by`): the time of creation, of the last update, the title (lower"
+        " case, first 100 characters), the due date, or the priority. The suffix `_asc` or `_desc`"
+        " sets the order, and overrides `order`.",
         SORT_WORDS,
         SORTS,
-        metadata={
-            "description": "The sort key (also `sort_by`): the time of creation, of the last"
-            " update, the title (lower case, first 100 characters), the due date, or the priority."
-            " The suffix `_asc` or `_desc` sets the order, and overrides `order`.",
-            "default": "created",
-        },
+        default="created",
     )
     order = Choice(
+        "Ascending or descending (also `sort_order`). The default is `asc`; for `priority` it is"
+        " `desc`, the most urgent first. Tasks without a due date are the last in both orders.",
         {"asc": "asc", "desc": "desc"},
-        metadata={
-            "description": "Ascending or descending (also `sort_order`). The default is `asc`; for"
-            " `priority` it is `desc`, the most urgent first. Tasks without a due date are the last"
-            " in both orders.",
-        },
     )
     limit, offset, cursor = LIMIT, OFFSET, CURSOR
     never_empty = ("cursor",)

@@ -1,7 +1,15 @@
 """Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
 from database import sql
-from database.base import ForeignTable, Read, TaskDatabase, count, fetch_all, request_limit, rfc3339
+from database.base import (
+    ForeignTable,
+    Read,
+    TaskDatabase,
+    count_rows,
+    fetch_all,
+    request_limit,
+    rfc3339,
+)
 from database.compile import Dialect, Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
@@ -14,7 +22,7 @@ __all__ = [
     "Read",
     "Sqlite",
     "TaskDatabase",
-    "count",
+    "count_rows",
     "fetch_all",
     "request_limit",
     "rfc3339",

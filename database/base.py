@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ from werkzeug.exceptions import ServiceUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # The longest time for all statements of a request, and for the wait for a schema upgrade.
-REQUEST_S, SCHEMA_WAIT_S = 8.0, 4.0
-# After so long, another connection looks whether a schema upgrade still runs: its own may be lost.
+REQUEST_TIMEOUT_S, SCHEMA_WAIT_S = 8.0, 4.0
+# Then another connection checks whether a schema upgrade still runs: its own may be lost.
 UPGRADE_CHECK_S = 60.0
 # The threads of a worker that never hold a slot: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
@@ -41,14 +42,9 @@ class ForeignTable(Exception):
     """The database has a table `task` that this service did not make."""
 
 
-def fetch_all(cursor: Any) -> Any:
-    """Read all rows of a driver's cursor."""
-    return cursor.fetchall()
-
-
-def count(cursor: Any) -> Any:
-    """The number of rows that a statement changed."""
-    return cursor.rowcount
+# All rows, and the number of rows that a statement changed.
+fetch_all: Read = methodcaller("fetchall")
+count_rows: Read = attrgetter("rowcount")
 
 
 class TaskDatabase(peewee.Database):
@@ -188,8 +184,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def request_limit() -> AbstractContextManager[None]:
-    """Limit all statements of a request to REQUEST_S together."""
-    return time_limit(REQUEST_S)
+    """Limit all statements of a request to REQUEST_TIMEOUT_S together."""
+    return time_limit(REQUEST_TIMEOUT_S)
 
 
 def time_left() -> float:

@@ -41,7 +41,7 @@ def statement(build: Callable[..., Node]) -> Callable[..., str]:
     Each combination of arguments is compiled once: compiling is a third of a query's CPU time.
     """
 
-    @lru_cache(maxsize=256)  # More than there are combinations.
+    @lru_cache(maxsize=512)  # More than there are combinations.
     def compiled(database: TaskDatabase, *variant: Any) -> str:
         sql, values = database.get_sql_context().sql(build(*variant)).query()
         if values:

@@ -48,18 +48,9 @@ def is_one_of(field: Field, values: str, kind: str = "text") -> Dialect:
     )
 
 
-def has_any_line(text: Field, values: str) -> Dialect:
-    """Whether one of a parameter's values is a line of `text`."""
-    return _search_lines("EXISTS", text, values, "> 0")
-
-
-def has_all_lines(text: Field, values: str) -> Dialect:
-    """Whether each of a parameter's values is a line of `text`."""
-    return _search_lines("NOT EXISTS", text, values, "= 0")
-
-
-def _search_lines(exists: str, text: Field, values: str, condition: str) -> Dialect:
-    """Whether the position in `text` of one of the values as a line fits `condition`, or none."""
+def has_lines(text: Field, values: str, *, every: bool) -> Dialect:
+    """Whether every one of a parameter's values, or at least one, is a line of `text`."""
+    exists, condition = ("NOT EXISTS", "= 0") if every else ("EXISTS", "> 0")
     return Dialect(
         postgres=SQL(
             f"{exists} (SELECT 1 FROM unnest(%({values})s::text[]) AS t(line)"

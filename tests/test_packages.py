@@ -41,7 +41,6 @@ DOCUMENTED = {
 NEEDED = {
     "_app": "flask-smorest, the application while an Api registers its components",
     "_prepare_doc_cbks": "flask-smorest, documents what else an operation has",
-    "_register_etag_headers": "flask-smorest, whose headers are not ours",
     "_register_pagination_header": "flask-smorest, whose header is not ours",
     "_register_responses": "flask-smorest, whose error responses are not ours",
 }

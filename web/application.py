@@ -12,13 +12,7 @@ from server import log_request
 BUSY = "The server is busy. Nothing has changed. Try again soon."
 # For a file, Werkzeug answers some of them with a 412 or a 416 that is no problem document, and a
 # date that no calendar has with a traceback. Files are still revalidated by their ETag.
-FILE_CONDITIONS = (
-    "HTTP_IF_MATCH",
-    "HTTP_IF_MODIFIED_SINCE",
-    "HTTP_IF_RANGE",
-    "HTTP_IF_UNMODIFIED_SINCE",
-    "HTTP_RANGE",
-)
+FILE_CONDITIONS = ("IF_MATCH", "IF_MODIFIED_SINCE", "IF_RANGE", "IF_UNMODIFIED_SINCE", "RANGE")
 
 
 class Application(Flask):
@@ -33,12 +27,13 @@ class Application(Flask):
         self.before_request(refuse_other_spellings)
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
-        # No answer depends on the host, and Werkzeug refuses some.
+        # No answer depends on the host, and Werkzeug refuses some hosts, and each WebSocket.
         environ["HTTP_HOST"] = "localhost"
+        environ.pop("HTTP_UPGRADE", None)
         path = "/" + environ["PATH_INFO"].lstrip("/")
         if not path.startswith("/api/"):
             for name in FILE_CONDITIONS:
-                environ.pop(name, None)
+                environ.pop(f"HTTP_{name}", None)
         environ["PATH_INFO"] = path if path == "/" else path.removesuffix("/")
         return super().wsgi_app(environ, log_request(environ, start_response))
 

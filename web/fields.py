@@ -1,7 +1,7 @@
 """Fields of bodies and queries. They are strict, and name what they expect in plain words."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -9,6 +9,7 @@ import marshmallow as ma
 from marshmallow.types import ErrorMessages
 from marshmallow.validate import Length, Range
 
+MAX_WORDS = 20  # In one parameter.
 # Messages in place of marshmallow's own.
 MESSAGES: ErrorMessages = {
     "required": "Must be sent.",
@@ -85,9 +86,10 @@ class StrictBoolean(ma.fields.Boolean):
 class DecimalInteger(ma.fields.Integer):
     """A number in decimal digits. int() also accepts "1_000", " 5" and "٣"."""
 
-    def __init__(self, least: int, most: int, **options: Any) -> None:
+    def __init__(self, description: str, least: int, most: int, **metadata: Any) -> None:
         self.message = f"Must be a whole number from {least:,} to {most:,}."
-        super().__init__(validate=Range(least, most, error=self.message), **options)
+        valid = Range(least, most, error=self.message)
+        super().__init__(validate=valid, metadata={"description": description, **metadata})
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if not re.fullmatch("[0-9]{1,18}", value):
@@ -98,8 +100,8 @@ class DecimalInteger(ma.fields.Integer):
 class Day(ma.fields.String):
     """A date as YYYY-MM-DD, which stays text. fromisoformat() also accepts 2026-W01-1."""
 
-    def __init__(self, *, metadata: dict[str, Any]) -> None:
-        super().__init__(metadata={"format": "date", **metadata})
+    def __init__(self, description: str) -> None:
+        super().__init__(metadata={"description": description, "format": "date"})
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
         try:
@@ -126,42 +128,23 @@ class DateOrTime(ma.fields.Field[str | None]):
             raise ma.ValidationError(NOT_A_DATE_OR_TIME) from error
 
 
-class Choice(ma.fields.Field[Any]):
-    """A word in any case, which becomes its meaning. Messages list the `main` words, or all."""
-
-    def __init__(
-        self, meanings: Mapping[str, Any], main: Iterable[str] = (), *, metadata: dict[str, Any]
-    ) -> None:
-        super().__init__(metadata={"type": "string", "enum": [*(main or meanings)], **metadata})
-        self.meanings = {self.fold(word): meaning for word, meaning in meanings.items()}
-
-    def fold(self, word: str) -> str:
-        """Make words equal that differ only in case."""
-        return word.casefold()
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
-        word = self.fold(value)
-        if word not in self.meanings:
-            raise ma.ValidationError(f"Must be one of: {', '.join(self.metadata['enum'])}.")
-        return self.meanings[word]
-
-
 class Words(ma.fields.Field[list[str] | None]):
     """The words in all values of a query parameter: one in each, or several between commas.
 
     None if all of them are blank.
     """
 
-    def __init__(self, most: int, *, commas: bool, metadata: dict[str, Any]) -> None:
-        items = {"type": "array", "items": {"type": "string", "pattern": WORD}, "maxItems": most}
-        super().__init__(metadata=items | metadata)
-        self.most, self.commas = most, commas
+    def __init__(self, description: str, *, commas: bool = False) -> None:
+        word = {"type": "string", "pattern": WORD}
+        words = {"type": "array", "items": word, "maxItems": MAX_WORDS}
+        super().__init__(metadata={"description": description, **words})
+        self.commas = commas
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | None:
         parts = ",".join(value).split(",") if self.commas else value
         words = [word for part in parts if (word := part.strip())]
         for word in words:
             check_word(word)
-        if len(words) > self.most:
-            raise ma.ValidationError(f"Must be at most {self.most} words.")
+        if len(words) > MAX_WORDS:
+            raise ma.ValidationError(f"Must be at most {MAX_WORDS} words.")
         return words or None

@@ -74,7 +74,7 @@ class Blueprint(flask_smorest.Blueprint):
         """Document an operation: its name, the request headers it reads, and further errors.
 
         Documented without naming them: 401 and 403 (a guard), 304 (If-None-Match), 412 (If-Match),
-        413 and 415 (a body), and 422 (a body or a query).
+        415 (a body), 422 (a body or a query), and 400, 413 and 500, which every operation can have.
         """
 
         def document(view: View) -> View:
@@ -95,14 +95,13 @@ class Blueprint(flask_smorest.Blueprint):
             403: is_guarded,
             304: "If-None-Match" in headers,
             412: "If-Match" in headers,
-            413: takes_body,
             415: takes_body,
             422: takes_body or takes_query,
         }
         doc["security"] = [{"bearer": []}] if is_guarded else []
         parameters.extend(headers)
         statuses = {status for status, is_possible in possible.items() if is_possible}
-        for status in sorted(statuses | {400, 500, *self._errors, *errors}):
+        for status in sorted(statuses | {400, 413, 500, *self._errors, *errors}):
             doc["responses"][status] = response_name(status)
         for response in doc["responses"].values():
             if isinstance(response, dict):
@@ -133,9 +132,6 @@ class Api(flask_smorest.Api):
     def handle_http_exception(self, error: HTTPException) -> Response:
         return problems.to_response(error)
 
-    def _register_etag_headers(self) -> None:
-        """Do nothing: RESPONSE_HEADERS has them."""
-
     def _register_pagination_header(self) -> None:
         """Do nothing: pages have the header Link."""
 
@@ -161,7 +157,9 @@ class Api(flask_smorest.Api):
         for status in statuses:
             content: dict[str, Any] = {"schema": problems.ProblemSchema}
             if status != 422:  # The example of ProblemSchema is a 422.
-                content["example"] = problems.example(status)
+                content["example"] = problems.problem(
+                    status, problems.DETAILS[status], "9f2c1d5e7a"
+                )
             headers = (*PROBLEM_HEADERS.get(status, ()), "X-Request-ID")
             problem = {
                 "description": problems.DETAILS[status],

@@ -34,7 +34,7 @@ class BodySchema(ma.Schema):
 
 
 class QuerySchema(ma.Schema):
-    """The schema of a query. An empty value is as good as none; unknown parameters are ignored."""
+    """The schema of a query. An empty value counts as absent; unknown parameters are ignored."""
 
     # The other names of a parameter, which count if it is absent or empty.
     aliases: ClassVar[Mapping[str, Collection[str]]] = {}

@@ -13,7 +13,7 @@ CONTENT_TYPE = "application/problem+json"
 # The names in RFC 9110, section 15.5; Python has them since 3.13.
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 DETAILS = {
-    400: "The body is missing or is not JSON, or the request asks for a WebSocket.",
+    400: "The body is missing, incomplete or not JSON.",
     401: "A valid bearer token is required.",
     403: "The token belongs to another user.",
     404: "There is nothing at this path.",
@@ -67,26 +67,19 @@ def title(status: int) -> str:
     return TITLES.get(status) or HTTPStatus(status).phrase
 
 
-def example(status: int) -> dict[str, Any]:
-    """The example of this status in the documentation."""
-    known = {"title": title(status), "status": status, "detail": DETAILS[status]}
-    return {"type": "about:blank", **known, "request_id": "9f2c1d5e7a"}
+def problem(status: int, detail: str | None, request_id: str, **errors: Any) -> dict[str, Any]:
+    """The body of an error response, with `errors` for invalid input."""
+    known = {"type": "about:blank", "title": title(status), "status": status, "detail": detail}
+    return {**known, **errors, "request_id": request_id}
 
 
 def to_response(error: HTTPException) -> Response:
     """The problem document for `error`, with the headers of the error, such as `Allow`."""
     status = error.code or 500
     has_own_detail = error.description != type(error).description
-    problem: dict[str, Any] = {
-        "type": "about:blank",
-        "title": title(status),
-        "status": status,
-        "detail": error.description if has_own_detail else DETAILS.get(status, title(status)),
-    }
-    if isinstance(error, Invalid):
-        problem["errors"] = error.errors
-    problem["request_id"] = request_id()
-    response = jsonify(problem)
+    detail = error.description if has_own_detail else DETAILS.get(status, title(status))
+    errors = {"errors": error.errors} if isinstance(error, Invalid) else {}
+    response = jsonify(problem(status, detail, request_id(), **errors))
     response.status_code = status
     response.headers.extend(error.get_headers())
     if isinstance(error, MethodNotAllowed):

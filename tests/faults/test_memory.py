@@ -3,6 +3,7 @@
 import http.client
 import itertools
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,6 +93,28 @@ def test_any_number_of_tags_costs_the_same_memory(
         after = worker.memory_info().rss / 2**20
     print(f"\n{kind}: 1 to {TAGS} tags in If-Match: {before:.1f} MB before, {after:.1f} MB after")
     assert after < before + GROWTH_MB
+
+
+def test_a_head_full_of_tags_costs_little_more_than_its_size(server: Server) -> None:
+    """A GET and a write with 90 lines of tags, 3 MB."""
+
+    def peak() -> float:
+        workers = psutil.Process(server.process.pid).children()
+        status = [Path(f"/proc/{worker.pid}/status").read_text() for worker in workers]
+        return max(int(re.search(r"VmHWM:\s+(\d+)", text)[1]) for text in status) / 1024
+
+    with User(server, str(uuid4())) as user:
+        path = f"{user.base.removeprefix(server.url)}/tasks/{user.create()['id']}"
+        before = peak()
+        for name, method, tag, expected in (
+            ("If-None-Match", "GET", "aaaa", 200),
+            ("If-Match", "DELETE", f'"{uuid4()}"', 412),
+        ):
+            line = f"{name}: {','.join([tag] * (32_000 // (len(tag) + 1)))}\r\n"
+            head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{line * 90}\r\n"
+            assert server.send(head.encode())[0] == expected
+            print(f"\n{len(head) / 2**20:.1f} MiB of {name}: {peak() - before:.1f} MB more")
+        assert peak() < before + 36
 
 
 @pytest.mark.parametrize(
