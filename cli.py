@@ -69,7 +69,7 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn errors of the database into those of a command, whose output is enough as a log."""
+    """Turn errors of the database into those of a command, whose output replaces the log."""
     configure_logging("ERROR")
     try:
         yield

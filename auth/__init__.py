@@ -1,4 +1,4 @@
-"""Who is calling: a bearer token becomes a user id, a 401 or a 403."""
+"""Authentication: a bearer token is verified, and becomes a user id, a 401 or a 403."""
 
 import logging
 import re

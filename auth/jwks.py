@@ -6,14 +6,7 @@ import threading
 from contextlib import suppress
 from time import monotonic
 from typing import Any
-from urllib.request import (
-    HTTPHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    getproxies,
-)
+from urllib import request
 
 from jwt import PyJWK, PyJWTError
 from werkzeug.exceptions import ServiceUnavailable
@@ -125,13 +118,13 @@ def download(url: str) -> Any:
     could lead to an address without TLS.
     """
     until = monotonic() + FETCH_TIMEOUT_S
-    opener = OpenerDirector()
+    opener = request.OpenerDirector()
     # An http:// address is on this machine or in a private network, where no proxy is needed.
-    proxies = {scheme: proxy for scheme, proxy in getproxies().items() if scheme == "https"}
-    for handler in (ProxyHandler(proxies), HTTPHandler(), HTTPSHandler()):
+    proxies = {scheme: proxy for scheme, proxy in request.getproxies().items() if scheme == "https"}
+    for handler in (request.ProxyHandler(proxies), request.HTTPHandler(), request.HTTPSHandler()):
         opener.add_handler(handler)
     body = b""
-    with opener.open(Request(url, headers=HEADERS), timeout=FETCH_TIMEOUT_S) as response:
+    with opener.open(request.Request(url, headers=HEADERS), timeout=FETCH_TIMEOUT_S) as response:
         if response.status != 200:
             raise ValueError(f"status {response.status}")
         while piece := response.read1(MAX_BYTES):

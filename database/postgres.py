@@ -18,7 +18,7 @@ from psycopg2 import errors, extensions
 
 from database.base import (
     NOTHING_CHANGED,
-    REQUEST_S,
+    REQUEST_TIMEOUT_S,
     UPGRADING,
     Read,
     TaskDatabase,
@@ -29,13 +29,13 @@ from database.base import (
 )
 
 # The longest time to connect, for the server to run a statement, and for the network besides.
-CONNECT_S, STATEMENT_S, NETWORK_S = 5.0, 4.0, 1.0
+CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, NETWORK_S = 5.0, 4.0, 1.0
 # With less time left than this, nothing is sent.
 MIN_TIME_LEFT_S = 2 * NETWORK_S
 # The sleep before a retry is random; its maximum doubles from the first to the second of these.
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
 # How long an idle connection stays open. The last one is never closed.
-IDLE_S = 60.0
+MAX_IDLE_S = 60.0
 # The number of the advisory lock, which every server uses, the pause between two tries, and the
 # time for all of them.
 SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S = 0x7461736B, 0.02, 30.0
@@ -83,7 +83,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def _connect(self) -> extensions.connection:
         first_host = self._first_host
-        with time_limit(min(CONNECT_S, time_left() - MIN_TIME_LEFT_S)):
+        with time_limit(min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)):
             hosts = self._hosts()
             try:
                 connection = psycopg2.connect(
@@ -124,7 +124,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         if lookup is None or lookup.done():
             lookup = self._lookup = in_background(lambda: addresses(self._parameters))
         try:
-            return lookup.result(min(CONNECT_S, time_left()))
+            return lookup.result(min(CONNECT_TIMEOUT_S, time_left()))
         except TimeoutError as error:
             raise psycopg2.OperationalError("the resolver did not respond in time") from error
 
@@ -185,13 +185,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             close_all(stack)
         elif len(stack) > 1 and not self._closes_idle:
             self._closes_idle = True
-            timer = threading.Timer(IDLE_S, self._close_idle)
+            timer = threading.Timer(MAX_IDLE_S, self._close_idle)
             timer.daemon = True
             timer.start()
 
     def _close_idle(self) -> None:
-        """Close connections idle for IDLE_S. `_push` starts this again while several are idle."""
-        stack, until = self._stack, monotonic() - IDLE_S
+        """Close what is idle for MAX_IDLE_S. `_push` starts this again while several are idle."""
+        stack, until = self._stack, monotonic() - MAX_IDLE_S
         self._closes_idle = False
         with suppress(IndexError):  # Other threads use the stack at the same time.
             while len(stack) > 1 and stack[0][0] <= until:
@@ -205,18 +205,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             self._stack = []
         close_all(stack)
 
-    def migrate(self) -> list[str]:
-        try:
-            return super().migrate()
-        except TableBusy as error:
-            problem = unavailable(error, UPGRADING)
-            sleep(TABLE_PAUSE_S)  # Before the next request tries again.
-            raise problem from error
-
     def _is_current(self) -> bool:
         # Most starts thus need no lock, which another server may hold for long.
         try:
-            with time_limit(CONNECT_S):
+            with time_limit(CONNECT_TIMEOUT_S):
                 return all(each.applied for each in self._runner().status() if each.path)
         except (peewee.DatabaseError, peewee.InterfaceError, *DRIVER_ERRORS) as error:
             raise unavailable(error) from error
@@ -228,22 +220,22 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         return bool(self.execute_sql("SELECT to_regclass(%s)", (name,)).fetchone()[0])
 
     def _await_lock(self) -> None:
-        """Wait for LOCK_WAIT_S. The server gives the lock up if the network is lost: after IDLE_S.
+        """Wait for LOCK_WAIT_S. If its network is lost, the server loses the lock after MAX_IDLE_S.
 
         Raises ServiceUnavailable.
         """
         limits = dict.fromkeys(("statement_timeout", "transaction_timeout"), "0")
         limits["lock_timeout"] = str(int(1000 * TABLE_WAIT_S))
-        limits["idle_in_transaction_session_timeout"] = str(int(1000 * IDLE_S))
+        limits["idle_in_transaction_session_timeout"] = str(int(1000 * MAX_IDLE_S))
         # Older servers do not have all of them.
         limit = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = %s"
         lock = "SELECT pg_try_advisory_xact_lock(%s)"
-        with time_limit(REQUEST_S):
+        with time_limit(REQUEST_TIMEOUT_S):
             for name, value in limits.items():
                 self.execute_sql(limit, (value, name))
         until = monotonic() + LOCK_WAIT_S
         while monotonic() < until:
-            with time_limit(REQUEST_S):
+            with time_limit(REQUEST_TIMEOUT_S):
                 if self.execute_sql(lock, (SCHEMA_LOCK,)).fetchone()[0]:
                     return
             sleep(LOCK_PAUSE_S)
@@ -253,7 +245,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def _schema_lock(self) -> Iterator[None]:
         try:
             # Read committed, to see what another server did while this one waited.
-            with time_limit(REQUEST_S):
+            with time_limit(REQUEST_TIMEOUT_S):
                 self.connect()
             with self.atomic("READ COMMITTED"):
                 self._await_lock()
@@ -264,7 +256,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 yield
         except (peewee.DatabaseError, peewee.InterfaceError, *DRIVER_ERRORS) as error:
             if isinstance(getattr(error, "orig", error), errors.LockNotAvailable):
-                raise TableBusy("another transaction uses the table") from error
+                busy = TimeoutError("another transaction uses the table")
+                problem = unavailable(busy, UPGRADING)
+                sleep(TABLE_PAUSE_S)  # Before the next request tries again.
+                raise problem from busy
             raise unavailable(error) from error
         finally:
             self.dispose()
@@ -275,10 +270,6 @@ def close_all(stack: Stack) -> None:
     with suppress(IndexError):
         while True:
             stack.pop()[1].close()
-
-
-class TableBusy(Exception):
-    """A migration did not get the lock of a table in time."""
 
 
 class DeadlinePassed(psycopg2.OperationalError):
@@ -302,7 +293,7 @@ def execute(
     Both commands are one simple query and so one transaction: the setting does not stay on a pooled
     connection. https://www.postgresql.org/docs/current/protocol-flow.html
     """
-    seconds = max(0.001, min(STATEMENT_S, time_left() - NETWORK_S))  # 0 would be no limit.
+    seconds = max(0.001, min(STATEMENT_TIMEOUT_S, time_left() - NETWORK_S))  # 0 would be no limit.
     with time_limit(seconds + NETWORK_S), connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}; {sql}", values)
         return read(cursor)

@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from database.base import REQUEST_S, Read, TaskDatabase, rfc3339, time_left, unavailable
+from database.base import REQUEST_TIMEOUT_S, Read, TaskDatabase, rfc3339, time_left, unavailable
 
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
@@ -22,13 +22,13 @@ FileIdentity = tuple[int, int] | None
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """Many readers at once, and one writer at a time."""
 
-    slot_wait_s = REQUEST_S / 2  # A busy file is never an outage: waiting helps.
+    slot_wait_s = REQUEST_TIMEOUT_S / 2  # A busy file is never an outage: waiting helps.
 
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(
             file,
             threads=threads,
-            timeout=REQUEST_S / 2,
+            timeout=REQUEST_TIMEOUT_S / 2,
             pragmas={"synchronous": "full"},
             detect_types=sqlite3.PARSE_COLNAMES,
             field_types={"TIMESTAMPTZ": "TEXT"},
@@ -112,7 +112,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
 def wait_s() -> float:
     """How long to wait for one lock."""
-    return min(REQUEST_S / 2, time_left())
+    return min(REQUEST_TIMEOUT_S / 2, time_left())
 
 
 @contextmanager

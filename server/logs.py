@@ -21,13 +21,8 @@ from settings import Settings
 
 SAFE_ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
 # Messages of Gunicorn that repeat the start summary or the message about an unusable address.
-REPEATED = (
-    "Starting gunicorn",
-    "Listening at",
-    "Using worker",
-    "Connection in use",
-    "Invalid address",
-    "Can't connect to",
+REPEATED = re.compile(
+    "Starting gunicorn|Listening at|Using worker|Connection in use|Invalid address|Can't connect to"
 )
 CANNOT_LISTEN = re.compile(r"connection to (.+) failed: (?:\[Errno -?\d+\] )?(.+)")
 EVERY_ADDRESS = re.compile(r"http://(?:0\.0\.0\.0|\[::\]):(\d+)")
@@ -86,7 +81,7 @@ class StderrHandler(logging.Handler):
 
 
 class GunicornFilter(logging.Filter):
-    """Rewords Gunicorn's messages, and drops what is said elsewhere."""
+    """Rewords Gunicorn's messages, and drops those that the start summary repeats."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +100,7 @@ class GunicornFilter(logging.Filter):
                 return False
             self.reported.add(text)
         record.msg, record.args = text, ()
-        return not text.startswith(REPEATED)
+        return not REPEATED.match(text)
 
 
 class ServerLogger(Logger):

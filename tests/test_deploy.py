@@ -489,8 +489,9 @@ def test_compose_yaml_is_as_docker_publishes_it() -> None:
 
 def test_compose_asks_for_every_secret_and_publishes_only_the_service() -> None:
     api, database = (COMPOSE["services"][name] for name in ("api", "database"))
-    used = re.findall(r"\$\{(\w+)(:\?)?", (ROOT / "compose.yaml").read_text())
-    assert set(used) == {("JWT_SECRET", ":?"), ("POSTGRES_PASSWORD", ":?")}
+    used = re.findall(r"\$\{(\w+)(:[?-])?", (ROOT / "compose.yaml").read_text())
+    required = {("JWT_SECRET", ":?"), ("POSTGRES_PASSWORD", ":?")}
+    assert set(used) == {*required, ("WEB_CONCURRENCY", ":-")}
     assert api["ports"] == ["127.0.0.1:8000:8000"]
     assert image_environment()["PORT"] == "8000"
     assert "ports" not in database
