@@ -230,7 +230,10 @@ NEW_REVISION = Parameter("revision")
 IS_OWNED = Task.user_id == Parameter("user_id")
 IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
 IS_THERE = Task.deleted_at.is_null()
-IS_EXPECTED = sql.is_one_of(Task.revision, "expected", "uuid")
+# Whether a task is not deleted and, if `expected` is not null, has one of these revisions.
+IS_CURRENT = IS_THERE & (
+    Parameter("expected").is_null() | sql.is_one_of(Task.revision, "expected", "uuid")
+)
 # Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, SQL(f"{37 - MARK_LENGTH}"))
 IS_DONE = sql.contains(Task.recent_writes, MARK)
@@ -449,11 +452,6 @@ def get_task(user_id: str, task_id: str | None) -> StoredTask:
     raise NotFound(NO_SUCH_TASK)
 
 
-def is_current(conditional: bool) -> Node:
-    """Whether a task is not deleted and, if the write is conditional, has an expected revision."""
-    return IS_THERE & IS_EXPECTED if conditional else IS_THERE
-
-
 def write_once(
     changes: dict[Field, Node], owned: Node, condition: Node, *, stays: Node = IS_DONE
 ) -> ModelUpdate:
@@ -468,7 +466,7 @@ def write_once(
 
 
 @statement
-def update(names: tuple[str, ...], toggles: bool, conditional: bool, again: bool = False) -> Node:
+def update(names: tuple[str, ...], toggles: bool, again: bool = False) -> Node:
     """Set the fields in `names`, and what follows from them.
 
     The first attempt has no case for each field, which takes 5 % less CPU.
@@ -481,11 +479,10 @@ def update(names: tuple[str, ...], toggles: bool, conditional: bool, again: bool
         was_completed = (Task.completed, Task.completed_at)
         completed_at = Case(None, [was_completed], changes[Task.updated_at])
         changes[Task.completed_at] = Case(None, [(changes[Task.completed], completed_at)])
-    current = is_current(conditional)
     if again:
-        return write_once(changes, IS_THIS, current).returning(*COLUMNS)
+        return write_once(changes, IS_THIS, IS_CURRENT).returning(*COLUMNS)
     changes |= {Task.revision: NEW_REVISION, Task.recent_writes: MARKED}
-    return Task.update(changes).where(IS_THIS, current, ~IS_DONE).returning(*COLUMNS)
+    return Task.update(changes).where(IS_THIS, IS_CURRENT, ~IS_DONE).returning(*COLUMNS)
 
 
 def update_task(
@@ -510,7 +507,6 @@ def update_task(
         update,
         tuple(sorted(changes)),
         toggles,
-        expected is not None,
         differs_again=True,
         user_id=user_id,
         id=task_id,
@@ -545,9 +541,9 @@ def write_task(
 
 
 @statement
-def delete(conditional: bool) -> Node:
+def delete() -> Node:
     changes: dict[Field, Node] = {Task.deleted_at: sql.NOW}
-    return write_once(changes, IS_THIS, is_current(conditional)).returning(SQL("1"))
+    return write_once(changes, IS_THIS, IS_CURRENT).returning(SQL("1"))
 
 
 def delete_task(user_id: str, task_id: str | None, *, expected: list[str] | None = None) -> None:
@@ -555,7 +551,7 @@ def delete_task(user_id: str, task_id: str | None, *, expected: list[str] | None
 
     None expects any revision. Raises NotFound or PreconditionFailed.
     """
-    write_task(delete, expected is not None, user_id=user_id, id=task_id, expected=expected)
+    write_task(delete, user_id=user_id, id=task_id, expected=expected)
 
 
 @statement
