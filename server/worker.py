@@ -44,7 +44,7 @@ RECEIVE_BYTES, PARSE_BYTES, SEND_BUFFERS = 32 * 1024, 8 * 1024, 100
 # The fields that say where a request ends, and whether the client waits to be told to go on.
 FRAMING = (b"content-length", b"transfer-encoding", b"expect")
 FIELD = re.compile(rb"\r\n(%b):[ \t]*([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
-# A body that the parser refuses by its head is like one that is too large: no more of it is read.
+# A body whose end the head does not say is like one that is too large: no more of it is read.
 UNKNOWN_LENGTH = MAX_BODY + 1
 EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
 EMPTY_LINES = re.compile(rb"(?:\r\n)+")
@@ -54,7 +54,7 @@ TOKEN, QUOTED = rb"[!#-'*+.0-9A-Z^-z|~-]+", rb'"(?:[^\x00-\x08\n-\x1f"\\\x7f]|\\
 CHUNK = re.compile(
     rb"([0-9a-fA-F]+)(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*\r\n" % (TOKEN, TOKEN, QUOTED)
 )
-# The end of a chunked body. After other trailers, which Gunicorn refuses, the connection is closed.
+# The end of a chunked body. With other trailers, the request is refused, and the connection closed.
 TRAILERS = re.compile(
     rb"(?:(?!(?:content-type|%b):)[a-z0-9-]+:[\t -~\x80-\xff]*\r\n){0,50}\r\n"
     % "|".join(RFC9110_6_5_1_FORBIDDEN_TRAILER).encode(),
@@ -128,9 +128,10 @@ class Incoming:
         for field in FIELD.finditer(head):
             found[field[1].lower()].append(field[2].strip().lower())
         lengths, codings, expectations = found.values()
-        is_old = head.partition(b"\r\n")[0].endswith(b" HTTP/1.0")
+        is_old = head.lstrip(b"\r\n").partition(b"\r\n")[0].endswith(b" HTTP/1.0")
         if codings:
-            is_chunked = len(codings) == 1 and codings[0].rpartition(b",")[2].strip() == b"chunked"
+            *others, last = map(bytes.strip, b",".join(codings).split(b","))
+            is_chunked = last == b"chunked" and last not in others
             self._length = None if is_chunked and not (lengths or is_old) else UNKNOWN_LENGTH
         elif lengths:
             is_valid = len(lengths) == 1 and lengths[0].isdigit()

@@ -208,6 +208,10 @@ HTTP = {
         call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: chunked\r\n" * 2),
         400,
     ),
+    "chunks of chunks": (
+        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: chunked, chunked\r\n"),
+        400,
+    ),
     "chunks in HTTP/1.0": (
         chunked(A_TASK).replace(b"HTTP/1.1", b"HTTP/1.0"),
         400,
@@ -267,6 +271,31 @@ def test_the_server_refuses_what_is_not_http(user: User, name: str, closes: bool
     assert status == expected
     assert headers["connection"] == "close"
     assert user.tasks() == [kept]
+
+
+@pytest.mark.parametrize(
+    "trailers", [b"x.y: 1\r\n", b"x_y: 1\r\n", b"Content-Type: x\r\n", b"X: y\r\n" * 51]
+)
+@pytest.mark.one_database
+def test_a_body_whose_end_is_unclear_changes_nothing(user: User, trailers: bytes) -> None:
+    """Not even a completion, which would toggle without a body."""
+    task = user.create("kept")
+    body = chunked(b'{"completed": false}', end=b"0\r\n" + trailers + b"\r\n")
+    path = f"{{tasks}}/{task['id']}/complete".encode()
+    assert send(user, body.replace(b"POST {tasks}", b"PATCH " + path, 1))[0] == 400
+    assert user.tasks() == [task]
+
+
+@pytest.mark.one_database
+def test_transfer_encodings_in_two_fields_are_one_list(user: User) -> None:
+    """RFC 9110, section 5.3."""
+    task = user.create("kept")
+    body = chunked(b'{"completed": false}').replace(
+        b"Transfer-Encoding: ", b"Transfer-Encoding: identity\r\nTransfer-Encoding: "
+    )
+    path = f"{{tasks}}/{task['id']}/complete".encode()
+    assert send(user, body.replace(b"POST {tasks}", b"PATCH " + path, 1))[0] == 200
+    assert user.task(task["id"])["completed"] is False
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from web.fields import Words
 from web.problems import Invalid
 
 BODY_MESSAGES = {"type": "Expected a JSON object."}
+INCOMPLETE = "The body is incomplete."
 
 
 class BodySchema(ma.Schema):
@@ -125,6 +126,7 @@ def refuse_partial_bodies() -> None:
     """
     if getattr(request.environ.get("gunicorn.socket"), "is_partial", False):
         read_body(request)
+        raise BadRequest(INCOMPLETE)
 
 
 def read_body(request: Request) -> bytes:
@@ -141,9 +143,9 @@ def read_body(request: Request) -> bytes:
     try:
         body: bytes = request.environ["wsgi.input"].read(MAX_BODY + 1 if length is None else length)
     except Exception as error:  # Each server raises its own error for a broken chunk.
-        raise BadRequest("The body is incomplete.") from error
+        raise BadRequest(INCOMPLETE) from error
     if len(body) > MAX_BODY:
         raise RequestEntityTooLarge
     if length not in {None, len(body)}:
-        raise BadRequest("The body is incomplete.")
+        raise BadRequest(INCOMPLETE)
     return body
