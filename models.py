@@ -177,7 +177,7 @@ def send(
 ) -> Any:
     """Send the statement that `query` builds for `variant`, with `values` for its parameters.
 
-    If it `differs_again`, the one that is sent after a lost answer has `again` in its variant.
+    If it `differs_again`, the one that is sent after a lost answer is built with `again`.
     """
     database: TaskDatabase = current_app.extensions["database"]
     again = query(database, *variant, True) if differs_again else ""
@@ -230,10 +230,9 @@ NEW_REVISION = Parameter("revision")
 IS_OWNED = Task.user_id == Parameter("user_id")
 IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
 IS_THERE = Task.deleted_at.is_null()
-# Whether a task is not deleted and, if `expected` is not null, has one of these revisions.
-IS_CURRENT = IS_THERE & (
-    Parameter("expected").is_null() | sql.is_one_of(Task.revision, "expected", "uuid")
-)
+# Whether a task is not deleted and has any revision, or an expected one.
+IS_EXPECTED = Parameter("is_any") | sql.is_one_of(Task.revision, "expected", "uuid")
+IS_CURRENT = IS_THERE & IS_EXPECTED
 # Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, SQL(f"{37 - MARK_LENGTH}"))
 IS_DONE = sql.contains(Task.recent_writes, MARK)
@@ -528,11 +527,10 @@ def write_task(
 
     Only a conditional write that finds no row needs a second statement.
     """
-    if id is None:
-        raise NotFound(NO_SUCH_TASK)
-    values: dict[str, Any] = {"user_id": user_id, "id": id, "expected": expected}
+    values = options | {"user_id": user_id, "id": id, "revision": new_revision()}
+    values |= {"expected": expected, "is_any": expected is None}
     with request_limit():
-        for row in send(query, *variant, revision=new_revision(), **values, **options):
+        for row in send(query, *variant, **values) if id else ():
             return row
         if expected is not None:
             get_task(user_id, id)
@@ -617,7 +615,7 @@ def forget(user_id: str) -> int:
     ((number,),) = send(select_count, user_id=user_id)
     remove_all(True, user_id=user_id)
     if send(select_removable, True, user_id=user_id):
-        raise NotRemovable("the database lets this user see the tasks, but not remove them")
+        raise NotRemovable("the user in DATABASE_URL may see the tasks, but not remove them")
     return int(number)
 
 

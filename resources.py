@@ -30,7 +30,8 @@ LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
 class UserIdConverter(BaseConverter):
     """A text of 1 to 255 characters, without `/` and control characters."""
 
-    regex = r"[^/\x00-\x1f\x7f-\x9f]{1,255}"
+    character = r"[^/\x00-\x1f\x7f-\x9f]"
+    regex = character + "{1,255}"
 
 
 class TaskIdConverter(BaseConverter):
@@ -46,7 +47,7 @@ USER_ID = {
     "in": "path",
     "name": "user_id",
     "description": "The owner of the tasks: any text without slashes or control characters.",
-    "schema": {"type": "string", "maxLength": 255, "pattern": f"^{UserIdConverter.regex}$"},
+    "schema": {"type": "string", "maxLength": 255, "pattern": f"^{UserIdConverter.character}+$"},
     "example": "alice",
 }
 TASK_ID = {
@@ -244,27 +245,23 @@ def not_modified_if_known(response: Response) -> Response:
     Without Cache-Control, a browser could show an old copy (RFC 9111, section 4.2.2).
     """
     response.headers["Cache-Control"] = "private, no-cache"
-    current = response.headers["ETag"]
-    if any(tag in {"*", current, current.strip('"')} for tag in sent_tags("If-None-Match")):
+    is_any = request.headers.get("If-None-Match") == "*"
+    if is_any or response.headers["ETag"].strip('"') in sent_tags("If-None-Match"):
         response.status_code = 304  # Werkzeug sends no body with it.
     return response
 
 
 def if_match() -> list[str] | None:
     """The revisions in If-Match, or None for any."""
-    revisions = []
-    for tag in sent_tags("If-Match"):
-        if tag == "*":
-            return None
-        if schemas.UUID_TEXT.fullmatch(revision := tag.strip('"')):
-            revisions.append(revision)
-    return revisions if "If-Match" in request.headers else None
+    if request.headers.get("If-Match", "*") == "*":
+        return None
+    return [*{tag for tag in sent_tags("If-Match") if schemas.UUID_TEXT.fullmatch(tag)}]
 
 
 def sent_tags(header: str) -> Iterator[str]:
     """The entity tags in a header of the request, one by one. A weak tag is treated as strong."""
     for match in ENTITY_TAG.finditer(request.headers.get(header, "")):
-        yield match[1]
+        yield match[1].strip('"')
 
 
 def idempotency_key() -> str | None:

@@ -167,6 +167,9 @@ def test_a_write_with_an_old_tag_changes_nothing(
         'W/"',
         '""',
         'W/""',
+        '"x", *',
+        "x *",
+        "W/*",
     ):
         response = user.request(method, path + suffix, json=body, headers={"If-Match": tag})
         assert response.status_code == 412, tag

@@ -378,7 +378,7 @@ def test_forget_fails_where_it_may_remove_nothing(tmp_path: Path, database_url: 
     refuse_removals(database_url)
     result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: the database lets this user see the tasks, but not")
+    assert result.stderr.startswith("Error: the user in DATABASE_URL may see the tasks, but not")
 
 
 def test_no_process_that_forks_has_the_database_open(tmp_path: Path, database_url: str) -> None:
