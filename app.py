@@ -28,7 +28,7 @@ Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 
 Every response has an `X-Request-ID`, which is also in the server's log. A request may bring its
 own: 1 to 128 letters, digits and `_.:/+=@~-`. The web server itself refuses requests that are not
-valid HTTP, too large or too slow, with a short page and without an id.
+valid HTTP, whose headers are too long or that arrive too slowly: with a short page, without an id.
 """
 
 # The pause after a purge of the trash, and after one that failed.
@@ -40,7 +40,8 @@ log = logging.getLogger("tasks.app")
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the application from `settings`, or from the environment.
 
-    Nothing is connected before `app.extensions["start"]` or a request. Raises InvalidSetting.
+    Connects to nothing: `app.extensions["start"]` or the first request does. A server other than
+    Gunicorn calls `start` in each process, or nothing purges the trash. Raises InvalidSetting.
     """
     settings = settings or process_settings()
     configure_logging(settings.log_level)

@@ -51,7 +51,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start the application, or stop the server, also for a signal that came meanwhile.
+    """Start the application. Stop the server if it must not run, or if a signal has asked for it.
 
     Before the worker sets its own signal handlers, it has the master's. These only put a signal
     into a queue that no worker reads, and the worker would run until it is killed.

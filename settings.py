@@ -149,8 +149,8 @@ def _check(name: str, valid: object, expected: str) -> None:
 def _read_environment() -> dict[str, str]:
     """The environment, without what Flask's command copied into it from files.
 
-    The command also reads `.flaskenv` and the files of parent folders, and expands each $NAME. It
-    first sets FLASK_RUN_FROM_CLI, so a variable from before that has not been copied.
+    The command also reads `.flaskenv` and the files of parent folders, and expands each $NAME.
+    Before that, it sets FLASK_RUN_FROM_CLI: the variables that precede it were not copied.
     """
     copied: dict[str, str | None] = {}
     if click.get_current_context(silent=True):

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ from werkzeug.exceptions import ServiceUnavailable
 MIGRATIONS = Path(__file__).parent / "migrations"
 # The longest time for all statements of a request, and for the wait for a schema upgrade.
 REQUEST_TIMEOUT_S, SCHEMA_WAIT_S = 8.0, 4.0
-# Then another connection checks whether a schema upgrade still runs: its own may be lost.
+# After this time, another connection checks whether a schema upgrade runs: its own may be lost.
 UPGRADE_CHECK_S = 60.0
 # The threads of a worker that never hold a slot: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
@@ -57,14 +56,7 @@ class TaskDatabase(peewee.Database):
 
     def __init__(self, *arguments: Any, threads: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._number_of_slots = threads - RESERVED_THREADS
-        self._reset()
-        # Gunicorn's --preload makes the application before it forks the workers.
-        os.register_at_fork(after_in_child=self._reset)
-
-    def _reset(self) -> None:
-        """Make the state that a forked process must not share with its parent."""
-        self._slots = threading.BoundedSemaphore(self._number_of_slots)
+        self._slots = threading.BoundedSemaphore(threads - RESERVED_THREADS)
         self._upgrade_lock = threading.Lock()
         self._upgrade: Future[list[str]] | None = None
         self._upgrade_started = 0.0

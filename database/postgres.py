@@ -36,6 +36,8 @@ MIN_TIME_LEFT_S = 2 * NETWORK_S
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
 # How long an idle connection stays open. The last one is never closed.
 MAX_IDLE_S = 60.0
+# How long a host that was silent is the last one to be tried.
+SILENT_HOST_S = 20.0
 # The number of the advisory lock, which every server uses, the pause between two tries, and the
 # time for all of them.
 SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S = 0x7461736B, 0.02, 30.0
@@ -73,18 +75,16 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self.schema = schema
         self._parameters = extensions.parse_dsn(url)
         extensions.set_wait_callback(wait_for_server)
-
-    def _reset(self) -> None:
-        super()._reset()
         self._stack: Stack = []
         self._closes_idle = False
         self._lookup: Future[dict[str, str]] | None = None
-        self._first_host = 0
+        # The position of the host to try first, and until when.
+        self._first_host, self._first_until = 0, 0.0
 
     def _connect(self) -> extensions.connection:
-        first_host = self._first_host
+        first_host = self._first_host if monotonic() < self._first_until else 0
         with time_limit(min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)):
-            hosts = self._hosts()
+            hosts = self._hosts(first_host)
             try:
                 connection = psycopg2.connect(
                     extensions.make_dsn(self.database, **hosts),
@@ -95,7 +95,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     keepalives_count=3,
                 )
             except DeadlinePassed:
-                self._first_host = first_host + 1  # The others had no time.
+                # The others had no time.
+                self._first_host, self._first_until = first_host + 1, monotonic() + SILENT_HOST_S
                 raise
         if connection.get_parameter_status("server_encoding") not in {"UTF8", None}:
             connection.close()
@@ -104,11 +105,11 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         extensions.register_type(UUID_AS_TEXT, connection)
         return connection
 
-    def _hosts(self) -> dict[str, str]:
-        """The hosts in the order to try, for libpq. Raises DRIVER_ERRORS."""
+    def _hosts(self, first: int) -> dict[str, str]:
+        """The hosts for libpq, which tries them in order. Raises DRIVER_ERRORS."""
         given = {name: self._parameters.get(name, "") for name in ("host", "hostaddr", "port")}
         lists = {name: text.split(",") for name, text in (given | self._addresses()).items()}
-        shifts = {name: self._first_host % len(items) for name, items in lists.items()}
+        shifts = {name: first % len(items) for name, items in lists.items()}
         return {
             name: ",".join(items[shifts[name] :] + items[: shifts[name]])
             for name, items in lists.items()
@@ -153,7 +154,6 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     if is_write and isinstance(error, DeadlinePassed):
                         break  # It may still run in the server: it must not be sent again.
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
-                    self._first_host += stack is self._stack  # Once for all of its connections.
                     self._discard(stack, connection)
                     was_demoted = True
                 else:
@@ -200,9 +200,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def _discard(self, stack: Stack, lost: extensions.connection) -> None:
         """Close a lost connection, and the idle ones: they are as old, and may be lost, too."""
-        lost.close()
         if self._stack is stack:
             self._stack = []
+        lost.close()
         close_all(stack)
 
     def _is_current(self) -> bool:
@@ -220,7 +220,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         return bool(self.execute_sql("SELECT to_regclass(%s)", (name,)).fetchone()[0])
 
     def _await_lock(self) -> None:
-        """Wait for LOCK_WAIT_S. If its network is lost, the server loses the lock after MAX_IDLE_S.
+        """Wait for LOCK_WAIT_S. PostgreSQL releases the lock of a lost client after MAX_IDLE_S.
 
         Raises ServiceUnavailable.
         """
