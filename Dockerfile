@@ -1,6 +1,6 @@
 FROM python:3.13-slim-trixie
 
-# PORT tells the service that it is deployed: it listens on every address.
+# PORT tells the service that it is deployed: it listens on every IPv4 address.
 ENV PORT=8000 PYTHONUNBUFFERED=1
 
 WORKDIR /app

@@ -280,7 +280,7 @@ class TrashQuerySchema(QuerySchema):
 
     @ma.post_load
     def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """The arguments of `list_deleted_tasks`."""
+        """The arguments of `list_tasks` for the trash."""
         check_position(query, "deleted", "desc")
         return query
 
@@ -312,7 +312,7 @@ class TaskQuerySchema(QuerySchema):
         " commas; `all` selects every task.",
         commas=True,
     )
-    tag = fields.Words("Only tasks with this tag, in any case. If repeated, with all of them.")
+    tag = fields.Words("Only tasks with this tag, in any case. Repeat it to require several.")
     tags = fields.Words("Only tasks with one of these tags, separated by commas.", commas=True)
     due_date_from = fields.Day("Only tasks that are due on this day or later (also `due_from`).")
     due_date_to = fields.Day("Only tasks that are due on this day or before (also `due_to`).")

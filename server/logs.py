@@ -81,7 +81,7 @@ class StderrHandler(logging.Handler):
 
 
 class GunicornFilter(logging.Filter):
-    """Rewords Gunicorn's messages, and drops those that the start summary repeats."""
+    """Rewords Gunicorn's messages, and drops those that other messages repeat."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ DETAILS = {
     415: "The body must be JSON, uncompressed, with the header Content-Type: application/json.",
     422: "A field, a parameter or a header is not valid.",
     500: "The server failed. Its log has the cause: search for the request id.",
-    503: "The database cannot be reached. Try again soon.",
+    503: "The service is unavailable for now. Try again soon.",
 }
 
 
