@@ -37,6 +37,17 @@ def call(method: bytes, path: bytes, headers: bytes = b"") -> bytes:
     return b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (method, path, headers)
 
 
+def framed(fields: bytes) -> bytes:
+    """The head of a POST that says in these fields where its body ends."""
+    return call(b"POST", b"{tasks}", JSON + fields)
+
+
+def to_task(request: bytes, task_id: object, method: bytes, suffix: str = "") -> bytes:
+    """A POST of a task, sent to one task instead."""
+    target = f" {{tasks}}/{task_id}{suffix}".encode()
+    return request.replace(b"POST {tasks}", method + target, 1)
+
+
 BODIES = {
     "no body": (post(b""), 400),
     "no length and no body": (call(b"POST", b"{tasks}", JSON), 400),
@@ -182,45 +193,22 @@ HTTP = {
     "a folded header": (call(b"GET", b"{tasks}", b"X: a\r\n b\r\n"), 400),
     "a header over 32 KiB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 32_768)), 431),
     "200 headers": (call(b"GET", b"{tasks}", b"X: y\r\n" * 200), 431),
-    "a length that is none": (call(b"POST", b"{tasks}", JSON + b"Content-Length: x\r\n"), 400),
-    "a negative length": (call(b"POST", b"{tasks}", JSON + b"Content-Length: -1\r\n"), 400),
-    "two lengths": (
-        call(b"POST", b"{tasks}", JSON + b"Content-Length: 1\r\nContent-Length: 2\r\n"),
-        400,
-    ),
-    "a length and chunks": (
-        call(b"POST", b"{tasks}", JSON + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
-        400,
-    ),
-    "an unknown transfer encoding": (
-        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: rot13\r\n"),
-        501,
-    ),
-    "a transfer encoding that is none": (
-        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: identity\r\n"),
-        400,
-    ),
-    "a transfer encoding after the chunks": (
-        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: chunked, gzip\r\n"),
-        400,
-    ),
-    "chunks twice": (
-        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: chunked\r\n" * 2),
-        400,
-    ),
-    "chunks of chunks": (
-        call(b"POST", b"{tasks}", JSON + b"Transfer-Encoding: chunked, chunked\r\n"),
-        400,
-    ),
-    "chunks in HTTP/1.0": (
-        chunked(A_TASK).replace(b"HTTP/1.1", b"HTTP/1.0"),
-        400,
-    ),
+    "a length that is none": (framed(b"Content-Length: x\r\n"), 400),
+    "a negative length": (framed(b"Content-Length: -1\r\n"), 400),
+    "two lengths": (framed(b"Content-Length: 1\r\nContent-Length: 2\r\n"), 400),
+    "a length and chunks": (framed(b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"), 400),
+    "an unknown transfer encoding": (framed(b"Transfer-Encoding: rot13\r\n"), 501),
+    "a transfer encoding that is none": (framed(b"Transfer-Encoding: identity\r\n"), 400),
+    "a transfer encoding after the chunks": (framed(b"Transfer-Encoding: chunked, gzip\r\n"), 400),
+    "chunks twice": (framed(b"Transfer-Encoding: chunked\r\n" * 2), 400),
+    "chunks of chunks": (framed(b"Transfer-Encoding: chunked, chunked\r\n"), 400),
+    "chunks in HTTP/1.0": (chunked(A_TASK).replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
 }  # fmt: skip
 BY_THE_APPLICATION = BODIES | TYPES | SIZES | PATHS
 # Of the bodies, those that are wrong for a change as well.
 REFUSED_BY_EVERY_WRITE = [*TYPES, *SIZES, "an open brace", "an array"]
 REFUSED_BY_EVERY_WRITE.remove("chunks with no content")
+CHANGES = [(b"PUT", ""), (b"PATCH", ""), (b"PATCH", "/complete")]
 BY_THE_SERVER = {**HTTP, "a path over 8 kB": PATHS["a path over 8 kB"]}
 
 
@@ -248,15 +236,14 @@ def test_the_application_refuses(user: User, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED_BY_EVERY_WRITE)
-@pytest.mark.parametrize("method, suffix", [(b"PUT", ""), (b"PATCH", ""), (b"PATCH", "/complete")])
+@pytest.mark.parametrize("method, suffix", CHANGES)
 @pytest.mark.one_database
 def test_a_task_is_as_it_was_after_a_body_that_is_refused(
     user: User, name: str, method: bytes, suffix: str
 ) -> None:
     request, expected = (BODIES | TYPES | SIZES)[name]
     task = user.create("kept")
-    path = f"{{tasks}}/{task['id']}{suffix}".encode()
-    status, _, body = send(user, request.replace(b"POST {tasks}", method + b" " + path, 1))
+    status, _, body = send(user, to_task(request, task["id"], method, suffix))
     assert status == expected, body
     assert user.tasks() == [task]
 
@@ -281,8 +268,7 @@ def test_a_body_whose_end_is_unclear_changes_nothing(user: User, trailers: bytes
     """Not even a completion, which would toggle without a body."""
     task = user.create("kept")
     body = chunked(b'{"completed": false}', end=b"0\r\n" + trailers + b"\r\n")
-    path = f"{{tasks}}/{task['id']}/complete".encode()
-    assert send(user, body.replace(b"POST {tasks}", b"PATCH " + path, 1))[0] == 400
+    assert send(user, to_task(body, task["id"], b"PATCH", "/complete"))[0] == 400
     assert user.tasks() == [task]
 
 
@@ -293,8 +279,7 @@ def test_transfer_encodings_in_two_fields_are_one_list(user: User) -> None:
     body = chunked(b'{"completed": false}').replace(
         b"Transfer-Encoding: ", b"Transfer-Encoding: identity\r\nTransfer-Encoding: "
     )
-    path = f"{{tasks}}/{task['id']}/complete".encode()
-    assert send(user, body.replace(b"POST {tasks}", b"PATCH " + path, 1))[0] == 200
+    assert send(user, to_task(body, task["id"], b"PATCH", "/complete"))[0] == 200
     assert user.task(task["id"])["completed"] is False
 
 
@@ -313,12 +298,10 @@ def test_a_body_is_judged_before_the_task_is_looked_for(
 
 def test_what_is_refused_never_reaches_a_database(tmp_path: Path) -> None:
     """It is refused in the same way where none is there, so that one is enough for the others."""
-    path = f"{{tasks}}/{uuid4()}".encode()
-    changes = [b"PUT " + path, b"PATCH " + path, b"PATCH " + path + b"/complete"]
     refused = list((BY_THE_APPLICATION | HTTP).values())
     for name in REFUSED_BY_EVERY_WRITE:
         request, status = BY_THE_APPLICATION[name]
-        refused += [(request.replace(b"POST {tasks}", change, 1), status) for change in changes]
+        refused += [(to_task(request, uuid4(), *change), status) for change in CHANGES]
     url = "postgresql://ann@127.0.0.1:1/tasks"
     with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as ann:
         assert ann.get("/tasks?limit=1").status_code == 503

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -99,6 +99,13 @@ def computed(server: Server) -> float:
     """The seconds that the workers have computed: no load of the machine is in it."""
     workers = psutil.Process(server.process.pid).children()
     return sum(sum(worker.cpu_times()[:2]) for worker in workers)
+
+
+@contextmanager
+def locked_table(url: str) -> Iterator[None]:
+    with closing(psycopg2.connect(url)) as connection:
+        connection.cursor().execute("LOCK TABLE task")
+        yield
 
 
 def slowest(server: Server, seconds: float, path: str = "/health") -> float:
@@ -213,8 +220,7 @@ def test_health_in_an_overload(own_server: Server, cluster: Cluster, database: s
     locker = threading.Event()
 
     def lock() -> None:
-        with closing(psycopg2.connect(cluster.url(database))) as connection:
-            connection.cursor().execute("LOCK TABLE task")
+        with locked_table(cluster.url(database)):
             locker.set()
             time.sleep(2)
 
@@ -494,12 +500,10 @@ def test_every_spelling_of_health_has_its_own_thread(
 ) -> None:
     with User(own_server, "ann") as user:
         user.create()
-    with closing(psycopg2.connect(cluster.url(database))) as connection:
-        connection.cursor().execute("LOCK TABLE task")
-        with Clients(own_server, 100, GET_TASKS + b"\r\n"):
-            for target in ("/health", "/health/", "//health", "/health?x", "http://x:1/health"):
-                head = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"
-                assert own_server.send(head.encode(), timeout=1)[0] == 200
+    with locked_table(cluster.url(database)), Clients(own_server, 100, GET_TASKS + b"\r\n"):
+        for target in ("/health", "/health/", "//health", "/health?x", "http://x:1/health"):
+            head = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"
+            assert own_server.send(head.encode(), timeout=1)[0] == 200
 
 
 def test_health_while_more_requests_wait_than_there_may_be_connections(
@@ -507,15 +511,16 @@ def test_health_while_more_requests_wait_than_there_may_be_connections(
 ) -> None:
     with User(own_server, "ann") as user:
         user.create()
-    with closing(psycopg2.connect(cluster.url(database))) as connection:
-        connection.cursor().execute("LOCK TABLE task")
-        with Clients(own_server, 2300, GET_TASKS + b"\r\n") as clients:
-            health = slowest(own_server, 1)
-            for connection in clients.open[1500:]:
-                connection.settimeout(20)
-            start = time.monotonic()
-            answers = [read(connection) for connection in clients.open[1500:]]
-            took = time.monotonic() - start
+    with (
+        locked_table(cluster.url(database)),
+        Clients(own_server, 2300, GET_TASKS + b"\r\n") as clients,
+    ):
+        health = slowest(own_server, 1)
+        for connection in clients.open[1500:]:
+            connection.settimeout(20)
+        start = time.monotonic()
+        answers = [read(connection) for connection in clients.open[1500:]]
+        took = time.monotonic() - start
     print(
         f"\n2,300 requests for a locked table: /health {health:.3f} s at most; the last 800"
         f" answered within {took:.1f} s"
