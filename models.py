@@ -641,5 +641,4 @@ def remove_all(of_user: bool, **values: Any) -> int:
 
 def ping() -> None:
     """Send a statement that reads nothing. Raises ServiceUnavailable."""
-    database: TaskDatabase = current_app.extensions["database"]
-    database.send("SELECT 1", {})
+    send(lambda _: "SELECT 1")

@@ -128,7 +128,9 @@ class Incoming:
         for field in FIELD.finditer(head):
             found[field[1].lower()].append(field[2].strip().lower())
         lengths, codings, expectations = found.values()
-        is_old = head.lstrip(b"\r\n").partition(b"\r\n")[0].endswith(b" HTTP/1.0")
+        is_old = False
+        if codings or expectations:
+            is_old = head.lstrip(b"\r\n").partition(b"\r\n")[0].endswith(b" HTTP/1.0")
         if codings:
             *others, last = map(bytes.strip, b",".join(codings).split(b","))
             is_chunked = last == b"chunked" and last not in others
