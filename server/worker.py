@@ -7,10 +7,11 @@ and a bounded amount of memory, but no thread.
 
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from queue import SimpleQueue
 from select import select
 from selectors import EVENT_READ, EVENT_WRITE
@@ -21,8 +22,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
-from gunicorn.http import get_parser
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http import RequestParser
 from gunicorn.http.message import RFC9110_6_5_1_FORBIDDEN_TRAILER
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -34,26 +34,25 @@ from settings import MAX_BODY
 CLIENT_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 2.0
 # A request that no thread has taken for so long is a 503: its client may have given up.
 MAX_QUEUE_S = 8.0
-# The largest chunked body with its framing, and the most data that may wait in the loop.
-MAX_CHUNKED_BYTES, MAX_WAITING_BYTES = 8 * MAX_BODY, 64 * 1024 * 1024
+# The most data that may wait in the loop.
+MAX_WAITING_BYTES = 64 * 1024 * 1024
 # The most that is searched again for the end of a chunk's first line, and of the trailers.
 MAX_CHUNK_LINE, MAX_TRAILERS = 4 * 1024, 32 * 1024
-# Bytes received in one call, bytes given to the parser at once, and buffers sent in one call.
-RECEIVE_BYTES, PARSE_BYTES, SEND_BUFFERS = 32 * 1024, 8 * 1024, 100
+# Bytes received in one call, and buffers sent in one call.
+RECEIVE_BYTES, SEND_BUFFERS = 32 * 1024, 100
 
 # The fields that say where a request ends, and whether the client waits to be told to go on.
 FRAMING = (b"content-length", b"transfer-encoding", b"expect")
 FIELD = re.compile(rb"\r\n(%b):[ \t]*([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
+LENGTH = re.compile(rb"0*(\d{1,9})")
+CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNORECASE)
 # A body whose end the head does not say is like one that is too large: no more of it is read.
 UNKNOWN_LENGTH = MAX_BODY + 1
 EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
 EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-# RFC 9112, section 7.1.1: names and values are tokens or quoted strings.
-TOKEN, QUOTED = rb"[!#-'*+.0-9A-Z^-z|~-]+", rb'"(?:[^\x00-\x08\n-\x1f"\\\x7f]|\\[\t -~\x80-\xff])*"'
-CHUNK = re.compile(
-    rb"([0-9a-fA-F]+)(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*\r\n" % (TOKEN, TOKEN, QUOTED)
-)
+# The first line of a chunk, whose extensions mean nothing here (RFC 9112, section 7.1.1).
+CHUNK = re.compile(rb"([0-9a-fA-F]+)(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
 # The end of a chunked body. With other trailers, the request is refused, and the connection closed.
 TRAILERS = re.compile(
     rb"(?:(?!(?:content-type|%b):)[a-z0-9-]+:[\t -~\x80-\xff]*\r\n){0,50}\r\n"
@@ -64,115 +63,6 @@ HEALTH = re.compile(rb"(?:GET|HEAD) (?:https?://[^/ ]*)?/+health/?[ ?#]", re.IGN
 # The result with which Gunicorn's `finish_request` keeps a connection.
 KEPT: Future[bool] = Future()
 KEPT.set_result(True)
-
-
-class Incoming:
-    """The bytes that a client has sent, and where its request ends.
-
-    Gunicorn's parser reads from here and validates the request. This class only finds the end (RFC
-    9112, sections 6.3 and 7.1), and lets the parser refuse a malformed one.
-    """
-
-    def __init__(self, max_head: int) -> None:
-        self.data = bytearray()
-        self._max_head = max_head
-        self.begin(b"")
-
-    def begin(self, rest: bytes) -> None:
-        """Start the next request with the `rest` that the parser has read ahead."""
-        self.data[:0] = rest
-        self.is_whole = self.expects_continue = False
-        self._length: int | None = 0  # Of the body; None if it is chunked.
-        self._head = self._searched = self._decoded = 0
-        self._skip_empty_lines()
-
-    def add(self, data: bytes) -> None:
-        self.data += data
-        if not self._searched:
-            self._skip_empty_lines()
-
-    def _skip_empty_lines(self) -> None:
-        """Remove what a client may send after a request (RFC 9112, section 2.2)."""
-        if lines := EMPTY_LINES.match(self.data):
-            del self.data[: lines.end()]
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        """Return the head, then pieces of the body. The parser reads an empty piece as the end."""
-        size, self._head = self._head or PARSE_BYTES, 0
-        piece = bytes(self.data[:size])
-        del self.data[:size]
-        return piece
-
-    def can_parse(self) -> bool:
-        """Whether the parser can start: with a whole request (`is_whole`), or a bad one."""
-        if not self._head:
-            begin = max(0, self._searched - 3)
-            self._searched = len(self.data)
-            end = self.data.find(b"\r\n\r\n", begin)
-            if end < 0:
-                bad = BARE_LINE_FEED.search(self.data, begin)
-                return bool(bad) or self._searched > self._max_head
-            self._read_head(end + 4)
-        if self._length is None:
-            return self._has_chunks()
-        self.is_whole = len(self.data) >= self._head + self._length
-        return self.is_whole or self._length > MAX_BODY
-
-    def _read_head(self, end: int) -> None:
-        """Find the length of the body. Remove the field Expect, which the loop answers."""
-        head = bytes(self.data[:end])
-        found: dict[bytes, list[bytes]] = {name: [] for name in FRAMING}
-        for field in FIELD.finditer(head):
-            found[field[1].lower()].append(field[2].strip().lower())
-        lengths, codings, expectations = found.values()
-        is_old = False
-        if codings or expectations:
-            is_old = head.lstrip(b"\r\n").partition(b"\r\n")[0].endswith(b" HTTP/1.0")
-        if codings:
-            *others, last = map(bytes.strip, b",".join(codings).split(b","))
-            is_chunked = last == b"chunked" and last not in others
-            self._length = None if is_chunked and not (lengths or is_old) else UNKNOWN_LENGTH
-        elif lengths:
-            is_valid = len(lengths) == 1 and lengths[0].isdigit()
-            self._length = int(lengths[0].lstrip(b"0")[:20] or b"0") if is_valid else UNKNOWN_LENGTH
-        if expectations:
-            self.expects_continue = expectations[-1] == b"100-continue" and not is_old
-            self.data[:end] = head = EXPECT.sub(b"", head)
-        self._head = self._searched = len(head)
-
-    def _has_chunks(self) -> bool:
-        """Do the work of `can_parse` for a chunked body."""
-        while chunk := CHUNK.match(self.data, self._searched, self._searched + MAX_CHUNK_LINE):
-            begin, size = chunk.end(), int(chunk[1], 16)
-            if size == 0:
-                self.is_whole = bool(TRAILERS.match(self.data, begin, begin + MAX_TRAILERS))
-                is_long = len(self.data) - begin > MAX_TRAILERS
-                if is_long or self.data.find(b"\r\n\r\n", begin) >= 0:
-                    return True
-                break
-            if self._decoded + min(size, len(self.data) - begin) > MAX_BODY:
-                return True
-            if begin + size + 2 > len(self.data):
-                break
-            if not self.data.startswith(b"\r\n", begin + size):
-                return True
-            self._decoded += size
-            self._searched = begin + size + 2
-        is_long = len(self.data) - self._searched >= MAX_CHUNK_LINE
-        is_malformed = not chunk and (is_long or self.data.find(b"\r\n", self._searched) >= 0)
-        return self.is_whole or is_malformed or len(self.data) - self._head > MAX_CHUNKED_BYTES
-
-
-def is_last(request: Any) -> bool:
-    """Whether the client closes after this request (RFC 9112, section 9.6).
-
-    Gunicorn finds `close` only as the one option in the first field.
-    """
-    fields = [value.lower() for name, value in request.headers if name == "CONNECTION"]
-    return any(option.strip(" \t") == "close" for value in fields for option in value.split(","))
 
 
 class ClientSocket(socket.socket):
@@ -201,21 +91,116 @@ class ClientSocket(socket.socket):
 
 
 class Connection(TConn):
-    """A connection, with the data that waits in either direction."""
+    """A connection: the request that arrives, and the bytes that wait in either direction.
+
+    Gunicorn's parser validates the head. Here is found where it ends, and its body is read (RFC
+    9112, sections 6.3 and 7.1).
+    """
 
     sock: ClientSocket
+    parser: RequestParser
 
     def __init__(self, cfg: Config, accepted: socket.socket, client: Any, server: Any) -> None:
         super().__init__(cfg, ClientSocket(accepted), client, server)
         field_size = cfg.limit_request_field_size + len("\r\n")
-        self.incoming = Incoming(cfg.limit_request_line + cfg.limit_request_fields * field_size)
-        self.parser = get_parser(cfg, self.incoming, client)
+        self._max_head = cfg.limit_request_line + cfg.limit_request_fields * field_size
+        self.parser = RequestParser(cfg, (), client)
+        self.received = bytearray()
         self.counted_bytes = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Wait for the next request, of which a part may have been received."""
+        self.head = bytearray()
+        self.body = bytearray()
+        self.sock.is_partial, self.expects_continue = True, False
+        self._length: int | None = 0  # Of the body; None if it is chunked.
+        self._searched = 0
 
     @property
     def size(self) -> int:
         """The number of bytes that wait."""
-        return len(self.incoming.data) + sum(map(len, self.sock.unsent))
+        arrived = len(self.head) + len(self.body) + len(self.received)
+        return arrived + sum(map(len, self.sock.unsent))
+
+    def can_respond(self) -> bool:
+        """Read what has been received. Returns whether a thread can handle the request.
+
+        It can if the request is whole, so that `sock.is_partial` is False, or if it is bad.
+        """
+        if not (self.head or self._read_head()):
+            return False
+        if self._length is None:
+            return self._read_chunks()
+        if len(self.received) < self._length:
+            return self._length > MAX_BODY
+        self.body = self.received[: self._length]
+        del self.received[: self._length]
+        self.sock.is_partial = False
+        return True
+
+    def _read_head(self) -> bool:
+        """Find the end of the head, and the length of the body. Returns False without an end."""
+        if lines := EMPTY_LINES.match(self.received):  # RFC 9112, section 2.2.
+            del self.received[: lines.end()]
+        begin = max(0, self._searched - 3)
+        self._searched = len(self.received)
+        end = self.received.find(b"\r\n\r\n", begin)
+        if end < 0:
+            end = self._searched
+            if end <= self._max_head and not BARE_LINE_FEED.search(self.received, begin):
+                return False
+        self.head, self.received = self.received, self.received[end + 4 :]
+        del self.head[end + 4 :]
+        fields = FIELD.findall(self.head)
+        length, codings, expected = (
+            b",".join(value.strip() for name, value in fields if name.lower() == wanted)
+            for wanted in FRAMING
+        )
+        is_new = self.head.endswith(b" HTTP/1.1", 0, self.head.find(b"\r\n"))
+        if codings:
+            is_chunked = is_new and not length and CHUNKED.fullmatch(codings)
+            self._length = None if is_chunked else UNKNOWN_LENGTH
+        else:
+            number = LENGTH.fullmatch(length or b"0")
+            self._length = int(number[1]) if number else UNKNOWN_LENGTH
+        self.expects_continue = is_new and expected.lower() == b"100-continue"
+        if fields:  # The parser would refuse an unknown expectation.
+            self.head = bytearray(EXPECT.sub(b"", self.head))
+        return True
+
+    def _read_chunks(self) -> bool:
+        """Do the work of `can_respond` for a chunked body."""
+        while chunk := CHUNK.match(self.received, 0, MAX_CHUNK_LINE):
+            begin, size = chunk.end(), int(chunk[1], 16)
+            end = begin + size
+            if size == 0:
+                if trailers := TRAILERS.match(self.received, begin, begin + MAX_TRAILERS):
+                    del self.received[: trailers.end()]
+                    self.sock.is_partial = False
+                    return True
+                is_long = len(self.received) - begin > MAX_TRAILERS
+                return is_long or self.received.find(b"\r\n\r\n", begin) >= 0
+            data = self.received[begin:end]
+            if len(self.body) + len(data) > MAX_BODY:
+                self.body += data  # The application refuses it for its length.
+                return True
+            if len(self.received) < end + 2:
+                return False
+            if not self.received.startswith(b"\r\n", end):
+                return True
+            self.body += data
+            del self.received[: end + 2]
+        return len(self.received) >= MAX_CHUNK_LINE or b"\r\n" in self.received
+
+
+def is_last(request: Any) -> bool:
+    """Whether the client closes after this request (RFC 9112, section 9.6).
+
+    Gunicorn finds `close` only as the one option in the first field.
+    """
+    fields = [value.lower() for name, value in request.headers if name == "CONNECTION"]
+    return any(option.strip(" \t") == "close" for value in fields for option in value.split(","))
 
 
 class ThreadPool:
@@ -279,65 +264,66 @@ class Worker(ThreadWorker):
 
     def enqueue_req(self, conn: Any) -> None:
         """Wait for the next request on a connection."""
-        conn.incoming.begin(conn.parser.unreader.take_buffered())
-        if conn.incoming.data and conn.incoming.can_parse():
-            self.submit(conn)  # Without reading more, or a fast client would fill the memory.
-        elif self.receive(conn):
+        # Without reading more than there is, or a fast client would fill the memory.
+        if (conn.received and self.proceed(conn)) or self.receive(conn):
             return
-        elif conn.incoming.data or not conn.parser.req_count:
+        if conn.size or not conn.parser.req_count:
             self.wait(conn, EVENT_READ, self.receive)
         else:
             self.finish_request(conn, KEPT)
 
     def receive(self, conn: Connection) -> bool:
-        """Read what has arrived. Returns False if more must arrive before anything can be done."""
-        incoming, ends = conn.incoming, False
+        """Receive what has arrived. Returns False if more must arrive before anything is done."""
         try:
             data = conn.sock.recv(RECEIVE_BYTES)
-            incoming.add(data)
-            ends = not data
         except BlockingIOError:
-            pass
+            return False
         except OSError:
-            ends = True
-            incoming.data.clear()
-        if ends and not incoming.data:
             self.drop(conn)
-        elif incoming.can_parse() or ends:
+            return True
+        conn.received += data
+        return self.proceed(conn, has_left=not data)
+
+    def proceed(self, conn: Connection, has_left: bool = False) -> bool:
+        """Submit the request if a thread can answer it. Returns False if more must arrive."""
+        if conn.can_respond() or (has_left and conn.head):
             self.stop_waiting(conn)
             self.submit(conn)
-        else:
-            if incoming.expects_continue:
-                incoming.expects_continue = False
-                conn.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-                with suppress(OSError):
-                    conn.sock.flush()
-            self.count(conn)
-            return False
-        return True
+            return True
+        if has_left:
+            self.drop(conn)
+            return True
+        if conn.expects_continue:
+            conn.expects_continue = False
+            conn.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            with suppress(OSError):
+                conn.sock.flush()
+        self.count(conn)
+        return False
 
     def submit(self, conn: Connection) -> None:
         """Let a thread handle the request that has arrived."""
         busy = self.nr_conns - len(self.waiting) - len(self.keepalived_conns)
-        is_health = bool(HEALTH.match(conn.incoming.data))
+        is_health = bool(HEALTH.match(conn.head))
         conn.sock.is_refused = not is_health and busy > self.worker_connections * 9 // 10
         threads = self.refusal_thread if conn.sock.is_refused else self.threads
         if is_health:
             threads = self.health_thread
         threads.submit(partial(self.respond, conn, monotonic()), busy)
 
-    def respond(self, conn: Any, arrived: float) -> None:
+    def respond(self, conn: Connection, arrived: float) -> None:
         """Handle a request in a thread, and give the connection back to the loop."""
         conn.sock.is_refused |= monotonic() > arrived + MAX_QUEUE_S
-        request, keeps = None, False
+        request: Any = None
+        keeps = False
         try:
+            conn.parser.unreader.unread(conn.head)
+            conn.head.clear()
             request = next(conn.parser)
-            conn.sock.is_partial = not conn.incoming.is_whole
+            request.body = BytesIO(conn.body)
             if conn.sock.is_partial or is_last(request):
                 request.force_close()
-            keeps = self.handle_request(request, conn) and conn.parser.finish_body()
-        except (NoMoreData, StopIteration) as error:
-            self.log.debug("The client left: %s", error)
+            keeps = self.handle_request(request, conn)
         except Exception as error:
             if not conn.sock.unsent:
                 self.handle_error(request, conn.sock, conn.client, error)
@@ -350,11 +336,12 @@ class Worker(ThreadWorker):
 
     def finish(self, conn: Connection, keeps: bool) -> None:
         """Send the rest of the response, then wait for the next request or close."""
+        conn.begin()
         if conn.sock.unsent:
             self.wait(conn, EVENT_WRITE, partial(self.send, keeps=keeps))
         elif not keeps:
             self.linger(conn)
-        elif conn.incoming.data:
+        elif conn.received:
             self.enqueue_req(conn)
         else:
             self.finish_request(conn, KEPT)
@@ -370,7 +357,7 @@ class Worker(ThreadWorker):
 
     def linger(self, conn: Connection) -> None:
         """Let the client close first, or it may lose the response (RFC 9112, section 9.6)."""
-        conn.incoming.data.clear()
+        conn.received.clear()
         try:
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -427,7 +414,7 @@ class Worker(ThreadWorker):
             few = len(self.waiting) <= self.worker_connections // 10
             if until > now and fits and (few or self.nr_conns < self.worker_connections):
                 break
-            if conn.incoming.data and not conn.sock.unsent:
+            if conn.size and not conn.sock.unsent:
                 util.write_error(conn.sock, 408, "Request Timeout", "")
                 with suppress(OSError):
                     conn.sock.flush()

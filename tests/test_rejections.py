@@ -355,9 +355,10 @@ def test_the_longest_legal_body_is_taken(user: User) -> None:
         b"X-Forwarded-Proto: http\r\nX-Forwarded-Protocol: ssl\r\n",
         b"Authorization: Bearer %b\r\n" % (b"x" * 32_000),
         b"Expect: 200-ok\r\n",
+        b"Expect:\r\n",
         b"X: y\r\n" * 98,
     ],
-    ids=["proto", "protocol", "a long token", "an unknown expectation", "100 headers"],
+    ids=["proto", "protocol", "a long token", "an unknown expectation", "none", "100 headers"],
 )
 def test_no_header_that_is_http_is_refused(user: User, headers: bytes) -> None:
     status, answered, body = send(user, call(b"GET", b"{tasks}", headers))
