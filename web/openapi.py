@@ -41,7 +41,7 @@ RESPONSE_HEADERS = {
     "WWW-Authenticate": header("How to authenticate (RFC 6750)."),
     "X-Request-ID": header("The id of the request in the log."),
 }
-PROBLEM_HEADERS = {401: ["WWW-Authenticate"], 503: ["Retry-After"]}
+STATUS_HEADERS = {304: ["ETag"], 401: ["WWW-Authenticate"], 503: ["Retry-After"]}
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -128,42 +128,31 @@ class Api(flask_smorest.Api):
 
     def __init__(self, app: Flask) -> None:
         super().__init__(app, spec_kwargs={"extra_plugins": [Docstrings()]})
+        components, details = self.spec.components, problems.DETAILS.copy()
+        if app.extensions["auth"]:
+            scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            scheme["description"] = "A JWT whose `sub` is the `user_id` in the path."
+            components.security_scheme("bearer", scheme)
+        else:
+            del details[401]
+        for name, response_header in RESPONSE_HEADERS.items():
+            is_required = {"required": name != "Link"}
+            components.header(name, is_required | response_header, lazy=True)
+        for name, request_header in REQUEST_HEADERS.items():
+            components.parameter(name, "header", request_header, lazy=True)
+        for status, detail in ({304: "Your copy is current."} | details).items():
+            names = (*STATUS_HEADERS.get(status, ()), "X-Request-ID")
+            response: dict[str, Any] = {"description": detail}
+            response["headers"] = {name: name for name in names}
+            if status >= 400:
+                content: dict[str, Any] = {"schema": problems.ProblemSchema}
+                if status != 422:  # The example of ProblemSchema is a 422.
+                    content["example"] = problems.problem(status, detail, "9f2c1d5e7a")
+                response["content"] = {problems.CONTENT_TYPE: content}
+            components.response(response_name(status), response, lazy=True)
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         return problems.to_response(error)
 
     def _register_pagination_header(self) -> None:
         """Do nothing: pages have the header Link."""
-
-    def _register_responses(self) -> None:
-        components = self.spec.components
-        statuses = set(problems.DETAILS)
-        if self._app.extensions["auth"]:
-            scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-            scheme["description"] = "A JWT whose `sub` is the `user_id` in the path."
-            components.security_scheme("bearer", scheme)
-        else:
-            statuses -= {401, 403}
-        for name, response_header in RESPONSE_HEADERS.items():
-            is_required = {"required": name != "Link"}
-            components.header(name, is_required | response_header, lazy=True)
-        for name, request_header in REQUEST_HEADERS.items():
-            components.parameter(name, "header", {"name": name, **request_header}, lazy=True)
-        not_modified = {
-            "description": "Your copy is current.",
-            "headers": {"ETag": "ETag", "X-Request-ID": "X-Request-ID"},
-        }
-        components.response("NotModified", not_modified, lazy=True)
-        for status in statuses:
-            content: dict[str, Any] = {"schema": problems.ProblemSchema}
-            if status != 422:  # The example of ProblemSchema is a 422.
-                content["example"] = problems.problem(
-                    status, problems.DETAILS[status], "9f2c1d5e7a"
-                )
-            headers = (*PROBLEM_HEADERS.get(status, ()), "X-Request-ID")
-            problem = {
-                "description": problems.DETAILS[status],
-                "headers": {name: name for name in headers},
-                "content": {problems.CONTENT_TYPE: content},
-            }
-            components.response(response_name(status), problem, lazy=True)
