@@ -79,15 +79,21 @@ class ClientSocket(socket.socket):
     def sendall(self, data: Any, _flags: int = 0) -> None:
         self.unsent.append(data)
 
-    def flush(self) -> None:
-        """Send what fits into the kernel's buffer. Raises OSError if the connection is lost."""
-        with suppress(BlockingIOError):
+    def flush(self) -> bool:
+        """Send what fits into the kernel's buffer. Returns False if the connection is lost."""
+        try:
             while self.unsent:
                 sent = self.sendmsg(self.unsent[:SEND_BUFFERS])
                 while self.unsent and sent >= len(self.unsent[0]):
                     sent -= len(self.unsent.pop(0))
                 if sent:
                     self.unsent[0] = memoryview(self.unsent[0])[sent:]
+        except BlockingIOError:
+            return True
+        except OSError:  # The client left, or Gunicorn closed the socket after half a response.
+            self.unsent.clear()
+            return False
+        return True
 
 
 class Connection(TConn):
@@ -296,8 +302,7 @@ class Worker(ThreadWorker):
         if conn.expects_continue:
             conn.expects_continue = False
             conn.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            with suppress(OSError):
-                conn.sock.flush()
+            conn.sock.flush()
         self.count(conn)
         return False
 
@@ -327,11 +332,7 @@ class Worker(ThreadWorker):
         except Exception as error:
             if not conn.sock.unsent:
                 self.handle_error(request, conn.sock, conn.client, error)
-        try:
-            conn.sock.flush()
-        except OSError:  # The client left, or Gunicorn closed the socket after half a response.
-            conn.sock.unsent.clear()
-            keeps = False
+        keeps = conn.sock.flush() and keeps
         self.method_queue.defer(self.finish, conn, keeps)
 
     def finish(self, conn: Connection, keeps: bool) -> None:
@@ -348,12 +349,7 @@ class Worker(ThreadWorker):
 
     def send(self, conn: Connection, keeps: bool) -> None:
         self.stop_waiting(conn)
-        try:
-            conn.sock.flush()
-        except OSError:
-            self.drop(conn)
-        else:
-            self.finish(conn, keeps)
+        self.finish(conn, conn.sock.flush() and keeps)
 
     def linger(self, conn: Connection) -> None:
         """Let the client close first, or it may lose the response (RFC 9112, section 9.6)."""
@@ -366,13 +362,9 @@ class Worker(ThreadWorker):
             self.wait(conn, EVENT_READ, self.discard)
 
     def discard(self, conn: Connection) -> None:
-        try:
+        with suppress(OSError):
             if conn.sock.recv(RECEIVE_BYTES):
                 return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
         self.drop(conn)
 
     def wait(self, conn: Connection, event: int, callback: Callable[[Connection], object]) -> None:
@@ -416,6 +408,5 @@ class Worker(ThreadWorker):
                 break
             if conn.size and not conn.sock.unsent:
                 util.write_error(conn.sock, 408, "Request Timeout", "")
-                with suppress(OSError):
-                    conn.sock.flush()
+                conn.sock.flush()
             self.drop(conn)
