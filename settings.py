@@ -6,7 +6,7 @@ import re
 import sqlite3
 import ssl
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
@@ -42,9 +42,11 @@ VARIABLE_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
 QUOTES = tuple("\"'`\u2018\u2019\u201c\u201d")
 # A URL is often copied as part of a command or an assignment: psql '...', export NAME="...".
-POSTGRES_URL = re.compile(r"""[\w\s='":]*?postgres(?:ql)?(?:\+\w+)?://([^\s'"]+)['"]?""")
 # In a password that is not percent-encoded, libpq takes what follows an @ or a / for the host.
-CREDENTIALS = re.compile(r"[^@/]*@")
+POSTGRES_URL = re.compile(
+    r"""[\w\s='":]*?postgres(?:ql)?(?:\+\w+)?://"""
+    r"""(?P<credentials>[^@/\s'"]*@)?(?P<host>[^?\s'"]*)\??(?P<query>[^\s'"]*)['"]?"""
+)
 NOWHERE = "/no-such-folder"
 POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
@@ -110,7 +112,7 @@ def read_settings() -> Settings:
     Raises InvalidSetting, which names the variable and the expected value.
     """
     environment = _read_environment()
-    variables = dict(_parse_env_file(_read_env_file(Path(".env")))) | environment
+    variables = _read_env_file(Path(".env")) | environment
 
     def text(name: str, default: str = "") -> str:
         return _strip(name, variables.get(name, default))
@@ -162,37 +164,33 @@ def _read_environment() -> dict[str, str]:
     }
 
 
-def _read_env_file(file: Path) -> str:
-    """The text of `file`, or "" if there is none. Raises InvalidSetting if it is unreadable."""
-    try:
-        content = file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        return ""
-    except OSError as error:
-        raise InvalidSetting(f"{file}: {error.strerror}") from error
-    # Windows PowerShell writes UTF-16.
-    is_utf16 = content.startswith((BOM_UTF16_BE, BOM_UTF16_LE))
-    try:
-        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InvalidSetting(f"{file}, line {line}: expected text in UTF-8") from error
-
-
-def _parse_env_file(text: str) -> Iterator[tuple[str, str]]:
-    """The names and values that are assigned in `text`. A `$` in a value stays as it is.
+def _read_env_file(file: Path) -> dict[str, str]:
+    """The variables that `file` assigns, if it exists. A `$` in a value stays as it is.
 
     Raises InvalidSetting for a line that is neither empty, a comment nor an assignment. If a
     `JWT_SECRET` whose quote is not closed were skipped, the server would start without a secret.
     """
+    try:
+        content = file.read_bytes()
+        # Windows PowerShell writes UTF-16.
+        is_utf16 = content.startswith((BOM_UTF16_BE, BOM_UTF16_LE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        return {}
+    except OSError as error:
+        raise InvalidSetting(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise InvalidSetting(f"{file}, line {number}: expected text in UTF-8") from error
+    variables = {}
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             name, value, *_ = next(parse_stream(io.StringIO(line)))
-            if value is None or not VARIABLE_NAME.fullmatch(name or ""):
-                raise InvalidSetting(
-                    f".env, line {number}: expected NAME=VALUE, with every quote closed on its line"
-                )
-            yield str(name), value
+            if name is None or value is None or not VARIABLE_NAME.fullmatch(name):
+                expected = "NAME=VALUE, with every quote closed on its line"
+                raise InvalidSetting(f"{file}, line {number}: expected {expected}")
+            variables[name] = value
+    return variables
 
 
 def _strip(name: str, value: str) -> str:
@@ -246,7 +244,7 @@ def _read_callers(text: Callable[[str], str], on_platform: bool) -> dict[str, An
 def _read_database_url(text: str, on_platform: bool) -> tuple[str, str]:
     """The URL in the form that libpq or SQLite needs, and the schema of the tables."""
     if match := POSTGRES_URL.fullmatch(text):
-        return _read_postgres_url(match[1])
+        return _read_postgres_url(**match.groupdict(""))
     if not text and on_platform:
         raise InvalidSetting(
             f"DATABASE_URL is not set: expected {POSTGRES_FORM},"
@@ -264,15 +262,12 @@ def _read_database_url(text: str, on_platform: bool) -> tuple[str, str]:
     return f"sqlite:///{file}", "public"
 
 
-def _read_postgres_url(address: str) -> tuple[str, str]:
-    """`address`, which follows the scheme, as a URL without the parameters that libpq refuses.
+def _read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str]:
+    """A URL of these parts, without the parameters that libpq refuses, and the schema.
 
     A URL that is copied from another driver's settings has such parameters (`?pgbouncer=true`). The
     schema is `?schema=NAME`, or the search_path in `options`.
     """
-    match = CREDENTIALS.match(address)
-    credentials = match[0] if match else ""
-    host, _, query = address.removeprefix(credentials).partition("?")
     given = dict(parse_qsl(query))
     parameters = []
     for name, _, value in (parameter.partition("=") for parameter in query.split("&")):
