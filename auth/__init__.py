@@ -23,13 +23,13 @@ INVALID_TOKEN = 'Bearer error="invalid_token"'
 MISSING = "The bearer token is missing: send the header Authorization: Bearer TOKEN."
 INVALID = "The bearer token is not valid, or has expired. The log of the server says why."
 MAX_DESCRIBED = 200
-# PyJWT's errors, each with the words for the log and the parts of the token to show.
-WRONG: dict[type[Exception], tuple[str, ...]] = {
-    jwt.InvalidAlgorithmError: ("Wrong algorithm", "alg"),
-    jwt.ExpiredSignatureError: ("Expired", "exp"),
-    jwt.ImmatureSignatureError: ("Not valid yet", "nbf", "iat"),
-    jwt.InvalidIssuerError: ("Wrong issuer", "iss"),
-    jwt.InvalidAudienceError: ("Wrong audience", "aud"),
+# What the log says for PyJWT's errors. In braces: parts of the token, and what they should be.
+WRONG: dict[type[Exception], str] = {
+    jwt.InvalidAlgorithmError: "Wrong algorithm: found alg {alg}, expected HS256",
+    jwt.ExpiredSignatureError: "Expired: found exp {exp}, now is {now}",
+    jwt.ImmatureSignatureError: "Not valid yet: found nbf {nbf}, iat {iat}, now is {now}",
+    jwt.InvalidIssuerError: "Wrong issuer: found iss {iss}, expected {issuer}",
+    jwt.InvalidAudienceError: "Wrong audience: found aud {aud}, expected {audience}",
 }
 
 log = logging.getLogger("tasks.auth")
@@ -77,7 +77,9 @@ class Verifier:
             claims = decoded["payload"]
             if {"crit", "b64"} & decoded["header"].keys():
                 raise jwt.InvalidTokenError("The header has crit or b64")
-            if not is_numeric_date(claims["exp"]) or not claims["sub"]:
+            # RFC 7519, section 2. PyJWT accepts text as well.
+            is_date = type(claims["exp"]) in {int, float} and claims["exp"] <= MAX_NUMERIC_DATE
+            if not is_date or not claims["sub"]:
                 raise jwt.InvalidTokenError("The claim exp is no time, or sub is empty")
         except HTTPException:
             raise
@@ -109,13 +111,14 @@ class Verifier:
         if type(error) is jwt.DecodeError:
             reason = f"Not a JWT: {reason}"
         with suppress(Exception):  # A token can have parts that cannot be read.
-            reason, *names = WRONG[type(error)]
-            token_parts = jwt.decode_complete(token, options={"verify_signature": False})
-            values = token_parts["header"] | token_parts["payload"]
-            found = ", ".join(f"{name} {describe(values.get(name))}" for name in names)
-            iss, aud = self.settings.jwt_issuer, " or ".join(self.settings.jwt_audience)
-            expected = {"alg": "expected HS256", "iss": f"expected {iss}", "aud": f"expected {aud}"}
-            reason += f": found {found}, {expected.get(names[0], f'now is {describe(time())}')}"
+            wrong = WRONG[type(error)]
+            parts = jwt.decode_complete(token, options={"verify_signature": False})
+            found = {"nbf": None, "iat": None} | parts["header"] | parts["payload"]
+            reason = wrong.format_map(
+                {name: describe(value) for name, value in found.items()}
+                | {"now": describe(time()), "issuer": self.settings.jwt_issuer}
+                | {"audience": " or ".join(self.settings.jwt_audience)}
+            )
         return reason
 
 
@@ -125,11 +128,6 @@ def describe(value: object) -> str:
         if isinstance(value, int | float):
             return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
     return ascii(value)[:MAX_DESCRIBED]
-
-
-def is_numeric_date(value: Any) -> bool:
-    """Whether `value` is a NumericDate (RFC 7519, section 2). PyJWT accepts text as well."""
-    return type(value) in {int, float} and value <= MAX_NUMERIC_DATE
 
 
 def create_verifier(settings: Settings) -> Verifier | None:
