@@ -3,7 +3,6 @@
 import logging
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import time
 from typing import Any
@@ -17,7 +16,7 @@ from auth.jwks import KeySet
 from settings import Settings
 
 # RFC 6750, section 2.1, and RFC 9110, section 11.1: the scheme in any case.
-BEARER = re.compile(r"bearer +([\w.~+/=-]+)", re.ASCII | re.IGNORECASE)
+BEARER = re.compile(r"bearer\b(?: +([\w.~+/=-]+)\Z)?", re.ASCII | re.IGNORECASE)
 MAX_NUMERIC_DATE = 253402300799  # The end of the year 9999, in seconds since 1970.
 INVALID_TOKEN = 'Bearer error="invalid_token"'
 MISSING = "The bearer token is missing: send the header Authorization: Bearer TOKEN."
@@ -47,12 +46,12 @@ class Unauthenticated(Unauthorized):
         return [*super().get_headers(*arguments), ("WWW-Authenticate", self.challenge)]
 
 
-@dataclass(frozen=True)
 class Verifier:
-    """Verifies tokens with the issuer's `keys` or, if there are none, the secret in `settings`."""
+    """Verifies tokens with the issuer's keys or, if there are none, with the secret."""
 
-    settings: Settings
-    keys: KeySet | None
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keys = KeySet(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
 
     def verify(self, token: str) -> str:
         """The user id in `token`: its `sub` (RFC 7519, section 4.1.2).
@@ -132,9 +131,7 @@ def describe(value: object) -> str:
 
 def create_verifier(settings: Settings) -> Verifier | None:
     """A verifier with the secret or the key set in `settings`, or None if anyone may call."""
-    if settings.jwt_jwks_url:
-        return Verifier(settings, KeySet(settings.jwt_jwks_url))
-    return Verifier(settings, None) if settings.jwt_secret else None
+    return Verifier(settings) if settings.jwt_jwks_url or settings.jwt_secret else None
 
 
 def fetch_keys(verifier: Verifier | None) -> None:
@@ -164,11 +161,10 @@ def authorize() -> None:
 
 def bearer_token() -> str:
     """The token of the request. Raises Unauthenticated."""
-    credentials = request.headers.get("Authorization", "")
-    if not re.match(r"bearer\b", credentials, re.IGNORECASE):
-        raise Unauthenticated("No bearer token", "Bearer")
-    match = BEARER.fullmatch(credentials)
+    match = BEARER.match(request.headers.get("Authorization", ""))
     if not match:
+        raise Unauthenticated("No bearer token", "Bearer")
+    if not match[1]:
         raise Unauthenticated("Not a JWT: The header Authorization is not `Bearer TOKEN`")
     return match[1]
 
