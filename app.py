@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from contextlib import suppress
 from functools import partial
 from time import sleep
 
@@ -104,15 +105,12 @@ def start(app: Flask, trash_days: int) -> str:
 def purge_daily(app: Flask, days: int) -> None:
     """Remove what has been in the trash for `days`, now and every day."""
     while True:
+        pause = HOUR_S
         try:
-            with app.app_context():
-                number = models.purge(days)
-        except ServiceUnavailable:
-            sleep(HOUR_S)
+            with app.app_context(), suppress(ServiceUnavailable):
+                if number := models.purge(days):
+                    log.info("purged %d tasks from the trash", number)
+                pause = DAY_S
         except Exception:  # Such as a foreign key of another program.
             log.exception("the trash could not be purged")
-            sleep(HOUR_S)
-        else:
-            if number:
-                log.info("purged %d tasks from the trash", number)
-            sleep(DAY_S)
+        sleep(pause)
