@@ -66,10 +66,8 @@ WEB_ADDRESS = re.compile(
     r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?([/?][!#-;=?-~]*)?", re.ASCII | re.IGNORECASE
 )
 # Other drivers' words for an `sslmode`.
-SSL_MODES = {
-    **dict.fromkeys(("true", "1", "no-verify"), "require"),
-    **dict.fromkeys(("false", "0"), "prefer"),
-}
+SSL_MODES = {"true": "require", "1": "require", "no-verify": "require"}
+SSL_MODES |= {"false": "prefer", "0": "prefer"}
 
 
 class InvalidSetting(SystemExit):
