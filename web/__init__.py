@@ -1,6 +1,5 @@
 """HTTP: parsing, errors, CORS and the documentation. Nothing here is about tasks."""
 
-from web import fields
 from web.application import Application
 from web.cors import allow_origins
 from web.docs import create_docs
@@ -17,5 +16,4 @@ __all__ = [
     "QuerySchema",
     "allow_origins",
     "create_docs",
-    "fields",
 ]
