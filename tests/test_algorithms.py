@@ -125,24 +125,25 @@ def test_a_token_without_an_algorithm_is_refused(verifier: Verifier, algorithm: 
         )
 
 
-UNUSABLE_KEYS = {
-    "an RSA key named ES256": Key("RS256", "1", alg="ES256"),
-    "an RSA key named EdDSA": Key("RS256", "1", alg="EdDSA"),
-    "an RSA key named HS256": Key("RS256", "1", alg="HS256"),
-    "an RSA key named none": Key("RS256", "1", alg="none"),
-    "an RSA key for encryption by its name": Key("RS256", "1", alg="RSA-OAEP"),
-    "an RSA key for encryption by its use": Key("RS256", "1", use="enc"),
-    "an RSA key with a list of names": Key("RS256", "1", alg=["RS256"]),
-    "an RSA key with a curve": Key("RS256", "1", crv="P-256"),
-    "a P-256 key named RS256": Key("ES256", "1", alg="RS256"),
-    "a P-256 key named RS384": Key("ES256", "1", alg="RS384"),
-    "a P-256 key named ES384": Key("ES256", "1", alg="ES384"),
-    "a P-256 key named P-384": Key("ES256", "1", crv="P-384"),
-    "a P-384 key named ES256": Key("ES384", "1", alg="ES256"),
-    "an Ed25519 key named ES256": Key("EdDSA", "1", alg="ES256"),
-    "an RSA key of 1024 bits": Key("RS256 of 1024 bits", "1"),
-    "a secret": Key("EdDSA", "1", kty="oct", crv=None, x=None, k="c2VjcmV0", alg="HS256"),
-    "a certificate only": Key("RS256", "1", n=None, e=None, x5c=["MIIB"]),
+# Algorithm and members. Made by the test: to make an RSA key takes long, and every worker imports.
+UNUSABLE_KEYS: dict[str, tuple[str, dict[str, object]]] = {
+    "an RSA key named ES256": ("RS256", {"alg": "ES256"}),
+    "an RSA key named EdDSA": ("RS256", {"alg": "EdDSA"}),
+    "an RSA key named HS256": ("RS256", {"alg": "HS256"}),
+    "an RSA key named none": ("RS256", {"alg": "none"}),
+    "an RSA key for encryption by its name": ("RS256", {"alg": "RSA-OAEP"}),
+    "an RSA key for encryption by its use": ("RS256", {"use": "enc"}),
+    "an RSA key with a list of names": ("RS256", {"alg": ["RS256"]}),
+    "an RSA key with a curve": ("RS256", {"crv": "P-256"}),
+    "a P-256 key named RS256": ("ES256", {"alg": "RS256"}),
+    "a P-256 key named RS384": ("ES256", {"alg": "RS384"}),
+    "a P-256 key named ES384": ("ES256", {"alg": "ES384"}),
+    "a P-256 key named P-384": ("ES256", {"crv": "P-384"}),
+    "a P-384 key named ES256": ("ES384", {"alg": "ES256"}),
+    "an Ed25519 key named ES256": ("EdDSA", {"alg": "ES256"}),
+    "an RSA key of 1024 bits": ("RS256 of 1024 bits", {}),
+    "a secret": ("EdDSA", {"kty": "oct", "crv": None, "x": None, "k": "c2VjcmV0", "alg": "HS256"}),
+    "a certificate only": ("RS256", {"n": None, "e": None, "x5c": ["MIIB"]}),
 }
 
 
@@ -151,7 +152,8 @@ def test_a_set_without_a_usable_key_is_a_503_that_says_so(
     issuer: Issuer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "tasks.jwks")
-    key = UNUSABLE_KEYS[name]
+    algorithm, members = UNUSABLE_KEYS[name]
+    key = Key(algorithm, "1", **members)
     issuer.publish(key)
     with pytest.raises(ServiceUnavailable) as refusal:
         KeySet(issuer.url).find("1")
