@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -224,6 +225,12 @@ class Deployed(Server):
         )
         return done.stdout
 
+    @cached_property
+    def configuration(self) -> dict[str, str]:
+        """What Gunicorn makes of its file, the environment and the command, by the names."""
+        lines = self.run(f"{PROCFILE['web']} --print-config").splitlines()
+        return {name.strip(): value.strip() for name, _, value in (x.partition("=") for x in lines)}
+
     def token(self, user: str) -> dict[str, str]:
         """The header with a token that is made as the README says."""
         token = self.run(f"flask --app app token {user}").removesuffix("\n")
@@ -338,9 +345,8 @@ def test_render_starts_what_the_procfile_starts() -> None:
 
 
 def test_railway_waits_for_the_longest_request(deployed: Deployed) -> None:
-    resolved = deployed.run(f"{PROCFILE['web']} --print-config")
-    (seconds,) = re.findall(r"^graceful_timeout += (\d+)", resolved, re.MULTILINE)
-    assert RAILWAY_JSON["deploy"]["drainingSeconds"] > int(seconds)
+    seconds = int(deployed.configuration["graceful_timeout"])
+    assert RAILWAY_JSON["deploy"]["drainingSeconds"] > seconds
 
 
 def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
@@ -529,9 +535,7 @@ def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path
 
 def test_it_obeys_the_platform(deployed: Deployed) -> None:
     """Without our `-b`, it listens on every address; and it believes the platform's router."""
-    lines = deployed.run(f"{PROCFILE['web']} --print-config").splitlines()
-    resolved = {name.strip(): value.strip() for name, _, value in (x.partition("=") for x in lines)}
-    asked = deployed.environment
+    resolved, asked = deployed.configuration, deployed.environment
     assert resolved["bind"] == f"['0.0.0.0:{asked['PORT']}']"
     assert resolved["workers"] == asked.get("WEB_CONCURRENCY", "2")
     trusted = asked.get("FORWARDED_ALLOW_IPS", "127.0.0.1,::1").split(",")
