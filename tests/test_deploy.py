@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from typing import Any
 from urllib.parse import urljoin
 from uuid import uuid4
 
+import jwt
 import pytest
 import requests
 from check_jsonschema.builtin_schemas import get_builtin_schema
@@ -397,7 +399,9 @@ def test_it_answers_who_has_a_token(deployed: Deployed) -> None:
 
 
 def test_behind_https_nothing_leads_back_to_http(deployed: Deployed) -> None:
-    tasks, headers = "/api/alice/tasks", deployed.token("alice")
+    claims = {"sub": "alice", "exp": time.time() + 3600}
+    token = jwt.encode(claims, deployed.environment["JWT_SECRET"], "HS256")
+    tasks, headers = "/api/alice/tasks", {"Authorization": f"Bearer {token}"}
     root = deployed.get("/")
     assert root.status_code == 302
     page = urljoin("https://tasks.example.com/", root.headers["Location"])
