@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlencode, urljoin
 from uuid import uuid4
 
-import psutil
 import psycopg2
 import requests
 
@@ -91,9 +91,15 @@ class Server:
     @cached_property
     def url(self) -> str:
         """Raises StopIteration as long as it does not listen."""
-        for connection in psutil.Process(self.process.pid).net_connections("tcp4"):
-            if connection.status == psutil.CONN_LISTEN:
-                return f"http://127.0.0.1:{connection.laddr.port}"
+        process = Path(f"/proc/{self.process.pid}")
+        files = {os.readlink(file) for file in (process / "fd").iterdir()}
+        with (process / "net" / "tcp").open() as table:
+            for line in islice(table, 1, None):
+                _, address, _, state, *_, inode = line.split()[:10]
+                if state != "0A":  # Linux lists first what listens; the rest can be long.
+                    break
+                if f"socket:[{inode}]" in files:
+                    return f"http://127.0.0.1:{int(address.rpartition(':')[2], 16)}"
         raise StopIteration
 
     @property
