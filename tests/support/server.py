@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlencode, urljoin
 from uuid import uuid4
 
+import psutil
 import psycopg2
 import requests
 
@@ -92,6 +93,11 @@ class Server:
     def url(self) -> str:
         """Raises StopIteration as long as it does not listen."""
         process = Path(f"/proc/{self.process.pid}")
+        if not process.exists():  # Not Linux.
+            for connection in psutil.Process(self.process.pid).net_connections("tcp4"):
+                if connection.status == psutil.CONN_LISTEN:
+                    return f"http://127.0.0.1:{connection.laddr.port}"
+            raise StopIteration
         files = {os.readlink(file) for file in (process / "fd").iterdir()}
         with (process / "net" / "tcp").open() as table:
             for line in islice(table, 1, None):
