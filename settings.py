@@ -95,15 +95,6 @@ class Settings:
     warnings: tuple[str, ...] = ()  # What an operator should know, logged at the start.
 
 
-@cache
-def process_settings() -> Settings:
-    """The settings that this process and the processes that it forks have read once.
-
-    So a worker that replaces another one has its settings, even if `.env` has changed since.
-    """
-    return read_settings()
-
-
 def read_settings() -> Settings:
     """The settings in the environment and, for variables that are not set, in `./.env`.
 
@@ -138,6 +129,11 @@ def read_settings() -> Settings:
         jwt_leeway=number("JWT_LEEWAY", 10, 0, 600),
         **_read_callers(text, on_platform),
     )
+
+
+# For this process and the ones that it forks: a worker that replaces another one has its settings,
+# even if `.env` has changed since.
+process_settings = cache(read_settings)
 
 
 def _check(name: str, valid: object, expected: str) -> None:
