@@ -73,8 +73,7 @@ class Blueprint(flask_smorest.Blueprint):
     ) -> Callable[[View], View]:
         """Document an operation: its name, the request headers it reads, and further errors.
 
-        Documented without naming them: 401 and 403 (a guard), 304 (If-None-Match), 412 (If-Match),
-        415 (a body), 422 (a body or a query), and 400, 413 and 500, which every operation can have.
+        `_prepare_operation_doc` adds the errors that follow from a guard, headers and arguments.
         """
 
         def document(view: View) -> View:
