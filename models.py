@@ -26,6 +26,7 @@ from peewee import (
     TextField,
     Tuple,
     UUIDField,
+    Value,
     Window,
     fn,
 )
@@ -63,10 +64,10 @@ SWITCH_S, SHORT_SWITCH_S = sys.getswitchinterval(), 0.001
 TITLE_KEY_LENGTH = 100
 # How urgent a task is, for sorting. Every other word is a 2.
 PRIORITY_RANKS = {
-    **dict.fromkeys(("none",), 0),
-    **dict.fromkeys(("low", "p4", "4"), 1),
-    **dict.fromkeys(("high", "p2", "2"), 3),
-    **dict.fromkeys(("urgent", "critical", "p1", "1"), 4),
+    **dict.fromkeys(("none",), "0"),
+    **dict.fromkeys(("low", "p4", "4"), "1"),
+    **dict.fromkeys(("high", "p2", "2"), "3"),
+    **dict.fromkeys(("urgent", "critical", "p1", "1"), "4"),
 }
 serialize_lock = threading.Lock()
 NO_SUCH_TASK = "There is no such task."
@@ -234,12 +235,10 @@ IS_THERE = Task.deleted_at.is_null()
 IS_EXPECTED = Parameter("is_any") | sql.is_one_of(Task.revision, "expected", "uuid")
 IS_CURRENT = IS_THERE & IS_EXPECTED
 # Whether an earlier attempt of this write has changed the task.
-MARK = fn.substr(NEW_REVISION, SQL(f"{37 - MARK_LENGTH}"))
+MARK = fn.substr(NEW_REVISION, 37 - MARK_LENGTH)
 IS_DONE = sql.contains(Task.recent_writes, MARK)
-MARKED = fn.substr(
-    MARK.concat(Task.recent_writes), SQL("1"), SQL(f"{REMEMBERED_WRITES * MARK_LENGTH}")
-)
-DUE_DAY = fn.substr(Task.due_date, SQL("1"), SQL("10"))
+MARKED = fn.substr(MARK.concat(Task.recent_writes), 1, REMEMBERED_WRITES * MARK_LENGTH)
+DUE_DAY = fn.substr(Task.due_date, 1, 10)
 # The filters of a list by the names of their parameters. A filter whose value is null selects all.
 FILTERS: dict[str, Node] = {
     "completed": Task.completed == Parameter("completed"),
@@ -253,17 +252,11 @@ FILTERS: dict[str, Node] = {
 }
 # The sort keys that are texts. A date comes after the times on its day.
 SORT_TEXTS = {
-    "title": fn.substr(Task.title_lower, SQL("1"), SQL(f"{TITLE_KEY_LENGTH}")),
+    "title": fn.substr(Task.title_lower, 1, TITLE_KEY_LENGTH),
     "due_date": Case(
-        None,
-        [(fn.length(Task.due_date) == SQL("10"), Task.due_date.concat(SQL("'~'")))],
-        Task.due_date,
+        None, [(fn.length(Task.due_date) == 10, Task.due_date.concat("~"))], Task.due_date
     ),
-    "priority": Case(
-        Task.priority_folded,
-        [(SQL(f"'{word}'"), SQL(f"'{rank}'")) for word, rank in PRIORITY_RANKS.items()],
-        SQL("'2'"),
-    ),
+    "priority": Case(Task.priority_folded, [*PRIORITY_RANKS.items()], "2"),
 }
 # The sort keys that are times, each with its position in a row. Only the trash is sorted by the
 # time of deletion.
@@ -278,7 +271,7 @@ def sort_key(sort: str, order: str) -> ColumnBase:
     if sort in SORT_TIMES:
         return FIELDS[f"{sort}_at"]
     # Null is the last in both orders; only a due date can be null.
-    return fn.coalesce(SORT_TEXTS[sort], SQL("'~'" if order == "asc" else "''"))
+    return fn.coalesce(SORT_TEXTS[sort], "~" if order == "asc" else "")
 
 
 @statement
@@ -300,15 +293,13 @@ def select_page(filtered: bool, sort: str, order: str, continued: bool, measured
     limit: Node = Parameter("limit")
     if measured:
         # The least that the other fields, all names and the punctuation take.
-        size: ColumnBase = SQL("240")
-        for text in TEXTS:
-            size += sql.size_of(text)
+        size = sum(map(sql.size_of, TEXTS), Value(240))
         so_far = fn.SUM(size).over(
             order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW
         )
         sizes = Task.select(so_far.alias("size")).where(*where).order_by(*order_by).limit(limit)
         fits = Expression(SQL("size"), "<", Parameter("room_bytes"))
-        limit = sizes.select_from(fn.COUNT(SQL("1"))).where(fits)
+        limit = sizes.select_from(fn.COUNT(1)).where(fits)
     offset = Parameter("offset")
     return Task.select(*columns).where(*where).order_by(*order_by).limit(limit).offset(offset)
 
@@ -541,7 +532,7 @@ def write_task(
 @statement
 def delete() -> Node:
     changes: dict[Field, Node] = {Task.deleted_at: sql.NOW}
-    return write_once(changes, IS_THIS, IS_CURRENT).returning(SQL("1"))
+    return write_once(changes, IS_THIS, IS_CURRENT).returning(1)
 
 
 def delete_task(user_id: str, task_id: str | None, *, expected: list[str] | None = None) -> None:
@@ -557,7 +548,7 @@ def delete_completed() -> Node:
     """If an earlier attempt has deleted tasks, only count these."""
     other = Task.alias("other")
     is_done = sql.contains(other.recent_writes, MARK)
-    done = other.select(SQL("1")).where(other.user_id == Parameter("user_id"), is_done)
+    done = other.select(1).where(other.user_id == Parameter("user_id"), is_done)
     condition = Task.completed & IS_THERE & ~fn.EXISTS(done)
     return write_once({Task.deleted_at: sql.NOW}, IS_OWNED, condition)
 
@@ -590,21 +581,21 @@ def is_removable(of_user: bool, task: Any = Task) -> Any:
 
 @statement
 def select_removable(of_user: bool) -> Node:
-    return Task.select(SQL("1")).where(is_removable(of_user)).limit(SQL("1"))
+    return Task.select(1).where(is_removable(of_user)).limit(1)
 
 
 @statement
 def remove(of_user: bool) -> Node:
     found = Task.alias("found")
     batch = found.select(found.user_id, found.id).where(is_removable(of_user, found))
-    batch = batch.limit(SQL(f"{MAX_BATCH}"))
+    batch = batch.limit(MAX_BATCH)
     # The condition is repeated for a task that is restored after its row was found.
     return Task.delete().where(is_removable(of_user), Tuple(Task.user_id, Task.id).in_(batch))
 
 
 @statement
 def select_count() -> Node:
-    return Task.select(fn.COUNT(SQL("1"))).where(IS_OWNED)
+    return Task.select(fn.COUNT(1)).where(IS_OWNED)
 
 
 def forget(user_id: str) -> int:

@@ -35,9 +35,7 @@ def next_timestamp(previous: TimestampField) -> Dialect:
 
 def contains(text: Field, part: Node) -> Dialect:
     """Whether `part` is a literal substring of `text`: no wildcards."""
-    return Dialect(
-        postgres=fn.strpos(text, part) > SQL("0"), sqlite=fn.instr(text, part) > SQL("0")
-    )
+    return Dialect(postgres=fn.strpos(text, part) > 0, sqlite=fn.instr(text, part) > 0)
 
 
 def is_one_of(field: Field, values: str, kind: str = "text") -> Dialect:
@@ -66,6 +64,6 @@ def has_lines(text: Field, values: str, *, every: bool) -> Dialect:
 def size_of(text: Field) -> Dialect:
     """The length of a text in bytes, 0 for null."""
     return Dialect(
-        postgres=fn.coalesce(fn.octet_length(text), SQL("0")),
-        sqlite=fn.coalesce(fn.length(text.cast("BLOB")), SQL("0")),
+        postgres=fn.coalesce(fn.octet_length(text), 0),
+        sqlite=fn.coalesce(fn.length(text.cast("BLOB")), 0),
     )
