@@ -213,7 +213,7 @@ def new_revision() -> str:
     return str(UUID(int=getrandbits(128), version=4))
 
 
-def as_public(field: Field) -> Node:
+def as_public(field: ColumnBase) -> Node:
     """A column as clients see it."""
     if isinstance(field, BooleanField):
         return sql.as_boolean(field)
@@ -250,7 +250,8 @@ FILTERS: dict[str, Node] = {
     "search": sql.contains(Task.title_folded, Parameter("search"))
     | sql.contains(Task.description_folded, Parameter("search")),
 }
-# The sort keys that are texts. A date comes after the times on its day.
+# The sort keys that are texts; every other sort is by the time `{sort}_at`. A date comes after the
+# times on its day.
 SORT_TEXTS = {
     "title": fn.substr(Task.title_lower, 1, TITLE_KEY_LENGTH),
     "due_date": Case(
@@ -258,20 +259,13 @@ SORT_TEXTS = {
     ),
     "priority": Case(Task.priority_folded, [*PRIORITY_RANKS.items()], "2"),
 }
-# The sort keys that are times, each with its position in a row. Only the trash is sorted by the
-# time of deletion.
-SORT_TIMES = {
-    sort: DELETED_FIELDS.index(f"{sort}_at") for sort in ("created", "updated", "deleted")
-}
-# The sorts by what a client can change.
-CHANGING_SORTS = {"updated", "deleted", *SORT_TEXTS}
 
 
 def sort_key(sort: str, order: str) -> ColumnBase:
-    if sort in SORT_TIMES:
-        return FIELDS[f"{sort}_at"]
-    # Null is the last in both orders; only a due date can be null.
-    return fn.coalesce(SORT_TEXTS[sort], "~" if order == "asc" else "")
+    if sort in SORT_TEXTS:
+        # Null is the last in both orders; only a due date can be null.
+        return fn.coalesce(SORT_TEXTS[sort], "~" if order == "asc" else "")
+    return FIELDS[f"{sort}_at"]
 
 
 @statement
@@ -279,12 +273,9 @@ def select_page(filtered: bool, sort: str, order: str, continued: bool, measured
     """If `measured`, the database sends only the tasks that fit into `room_bytes`, perhaps none."""
     key = sort_key(sort, order)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
-    in_trash = sort == "deleted"
-    columns = PUBLIC_COLUMNS if sort in SORT_TIMES else [*PUBLIC_COLUMNS, key]
-    if in_trash:
-        columns = [*PUBLIC_COLUMNS, DELETED_AT]
-    is_deleted = Task.deleted_at.is_null(False)
-    where = [IS_OWNED, is_deleted if in_trash else IS_THERE]
+    # A cursor needs the sort key.
+    columns = PUBLIC_COLUMNS if f"{sort}_at" in PUBLIC_FIELDS else [*PUBLIC_COLUMNS, as_public(key)]
+    where = [IS_OWNED, Task.deleted_at.is_null(sort != "deleted")]
     if filtered:
         where += [Parameter(name).is_null() | condition for name, condition in FILTERS.items()]
     if continued:
@@ -345,7 +336,7 @@ def list_tasks(
         chunks, end = read_part(cursor, first_limit, MAX_PAGE_BYTES)
         room_bytes = MAX_PAGE_BYTES - sum(map(len, chunks))
         if end and first_limit < limit and room_bytes > 0:
-            if sort in CHANGING_SORTS and not offset:
+            if sort != "created" and not offset:
                 # A task that moves between two statements would be in both parts, or in neither.
                 chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)
             else:
@@ -389,7 +380,7 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
         room_bytes -= len(chunks[-1])
     if not rows.fetchone():
         return Page(chunks, None)
-    key = last[SORT_TIMES.get(sort, -1)]
+    key = to_task(last).get(f"{sort}_at", last[-1])
     return Page(chunks, Cursor(sort, order, last[0], key))
 
 

@@ -107,7 +107,7 @@ class CursorField(ma.fields.String):
             cursor = Cursor(*urlsafe_b64decode(f"{value}==").decode().split(" ", 3))
             if not UUID_TEXT.fullmatch(cursor.id):
                 raise ValueError("not a task id")
-            if cursor.sort not in models.SORT_TIMES:
+            if cursor.sort in models.SORT_TEXTS:
                 fields.check_storable(cursor.key)
             elif TIMESTAMP.fullmatch(cursor.key):
                 datetime.fromisoformat(cursor.key)
