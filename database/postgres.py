@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from itertools import zip_longest
 from random import random
 from time import monotonic, sleep
 from typing import Any
@@ -65,6 +66,9 @@ SCHEMA_ERRORS = (
 
 # Idle connections, each with the time since which it is idle. The last one is used first.
 Stack = list[tuple[float, extensions.connection]]
+# A host as libpq's options name it.
+HOST_OPTIONS = ("host", "hostaddr", "port")
+Host = tuple[str, str, str]
 
 
 class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
@@ -77,7 +81,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         extensions.set_wait_callback(wait_for_server)
         self._stack: Stack = []
         self._closes_idle = False
-        self._lookup: Future[dict[str, str]] | None = None
+        self._lookup: Future[list[Host]] | None = None
         # The position of the host to try first, and until when.
         self._first_host, self._first_until = 0, 0.0
 
@@ -106,28 +110,20 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         return connection
 
     def _hosts(self, first: int) -> dict[str, str]:
-        """The hosts for libpq, which tries them in order. Raises DRIVER_ERRORS."""
-        given = {name: self._parameters.get(name, "") for name in ("host", "hostaddr", "port")}
-        lists = {name: text.split(",") for name, text in (given | self._addresses()).items()}
-        shifts = {name: first % len(items) for name, items in lists.items()}
-        return {
-            name: ",".join(items[shifts[name] :] + items[: shifts[name]])
-            for name, items in lists.items()
-            if items != [""]
-        }
+        """The hosts for libpq, which tries them in order: the one at `first`, and then the others.
 
-    def _addresses(self) -> dict[str, str]:
-        """Look up the hosts of the URL within the deadline: libpq's own lookup has no limit.
-
-        One lookup runs at a time, so a silent resolver holds one thread. Raises DRIVER_ERRORS.
+        libpq's own lookup has no limit. One lookup runs at a time, so a silent resolver holds one
+        thread. Raises DRIVER_ERRORS.
         """
-        lookup = self._lookup
-        if lookup is None or lookup.done():
-            lookup = self._lookup = in_background(lambda: addresses(self._parameters))
+        if self._lookup is None or self._lookup.done():
+            self._lookup = in_background(lambda: resolve(self._parameters))
         try:
-            return lookup.result(min(CONNECT_TIMEOUT_S, time_left()))
+            hosts = self._lookup.result(time_left())
         except TimeoutError as error:
             raise psycopg2.OperationalError("the resolver did not respond in time") from error
+        first %= len(hosts)
+        lists = map(",".join, zip(*hosts[first:], *hosts[:first], strict=True))
+        return {name: text for name, text in zip(HOST_OPTIONS, lists, strict=True) if text}
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
         is_write = not sql.startswith("SELECT")
@@ -299,29 +295,24 @@ def execute(
         return read(cursor)
 
 
-def addresses(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Resolve the hosts of a connection: libpq's `host`, `hostaddr` and `port`, as lists.
-
-    Empty if there is no name to resolve. Raises OSError.
-    """
-    hosts = parameters.get("host", "").split(",")
-    ports = parameters.get("port", "").split(",")
-    ports *= len(hosts) if len(ports) == 1 else 1
-    if "hostaddr" in parameters or len(ports) != len(hosts) or not any(map(is_name, hosts)):
-        return {}
-    found: list[tuple[str, str, str]] = []
+def resolve(parameters: Mapping[str, str]) -> list[Host]:
+    """The hosts of a connection, one for each address of a name. Raises OSError."""
+    names, given, ports = (parameters.get(name, "").split(",") for name in HOST_OPTIONS)
+    ports *= max(len(names), len(given)) if len(ports) == 1 else 1
+    hosts: list[Host] = []
     failure = None
-    for host, port in zip(hosts, ports, strict=True):
-        try:
-            infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if is_name(host) else []
-        except OSError as error:  # Another host may resolve.
-            failure = error
+    for name, address, port in zip_longest(names, given, ports, fillvalue=""):
+        if address or not is_name(name):
+            hosts.append((name, address, port))
             continue
-        found += [(host, str(info[4][0]), port) for info in infos] or [(host, "", port)]
-    if failure and not found:
+        try:
+            infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+            hosts += [(name, str(info[4][0]), port) for info in infos]
+        except OSError as error:  # Another name may have an address.
+            failure = error
+    if failure and not hosts:
         raise failure
-    lists = map(",".join, zip(*found, strict=True))
-    return dict(zip(("host", "hostaddr", "port"), lists, strict=True))
+    return hosts
 
 
 def is_name(host: str) -> bool:
