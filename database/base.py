@@ -51,6 +51,8 @@ class TaskDatabase(peewee.Database):
 
     # How long to wait for a slot while no other request releases one.
     slot_wait_s = 0.25
+    # A query whose result is true if there is a table or a view `task`.
+    find_task: str
     # Where the tables are; None where a database has no schemas.
     schema: str | None = None
 
@@ -119,13 +121,11 @@ class TaskDatabase(peewee.Database):
         names: list[str] = []
         if not self._is_current():
             with self._schema_lock():
-                runner = self._runner()
-                # Peewee's runner also lists what other programs have applied, without a path.
-                applied = [each.applied for each in runner.status() if each.path]
-                if not any(applied) and self._has("task"):
+                applied = self._applied()
+                if not any(applied) and self.execute_sql(self.find_task).fetchone()[0]:
                     raise ForeignTable(FOREIGN_TABLE)
                 # `up` creates the runner's own table, which some database users may not do.
-                names = [] if all(applied) else runner.up()
+                names = [] if all(applied) else self._runner().up()
         for name in names:
             log.info("applied the migration %s", name)
         self._schema_is_current = True
@@ -134,15 +134,16 @@ class TaskDatabase(peewee.Database):
     def _runner(self) -> Runner:
         return Runner(self, str(MIGRATIONS), schema=self.schema)
 
+    def _applied(self) -> list[bool]:
+        """Whether each migration is applied."""
+        # Peewee's runner also lists what other programs have applied, without a path.
+        return [bool(each.applied) for each in self._runner().status() if each.path]
+
     def _is_current(self) -> bool:
         """Whether all migrations are applied, as far as that can be seen without the lock."""
         return False
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
-        raise NotImplementedError
-
-    def _has(self, table: str) -> bool:
-        """Whether the database has a table or a view of this name."""
         raise NotImplementedError
 
     def _schema_lock(self) -> AbstractContextManager[None]:

@@ -74,6 +74,8 @@ Host = tuple[str, str, str]
 class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     """A pool of connections, which are opened on demand, reused and closed when idle."""
 
+    find_task = "SELECT to_regclass('task')"  # In the search_path of `_schema_lock`.
+
     def __init__(self, url: str, schema: str, threads: int) -> None:
         super().__init__(url, threads=threads)
         self.schema = schema
@@ -203,17 +205,23 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def _is_current(self) -> bool:
         # Most starts thus need no lock, which another server may hold for long.
+        with self._own_connection(), time_limit(CONNECT_TIMEOUT_S):
+            return all(self._applied())
+
+    @contextmanager
+    def _own_connection(self) -> Iterator[None]:
+        """Close the connection that Peewee opens for this thread. Raises ServiceUnavailable."""
         try:
-            with time_limit(CONNECT_TIMEOUT_S):
-                return all(each.applied for each in self._runner().status() if each.path)
-        except (peewee.DatabaseError, peewee.InterfaceError, *DRIVER_ERRORS) as error:
+            yield
+        except (peewee.PeeweeException, *DRIVER_ERRORS) as error:
+            if isinstance(getattr(error, "orig", error), errors.LockNotAvailable):
+                busy = TimeoutError("another transaction uses the table")
+                problem = unavailable(busy, UPGRADING)
+                sleep(TABLE_PAUSE_S)  # Before the next request tries again.
+                raise problem from busy
             raise unavailable(error) from error
         finally:
             self.dispose()
-
-    def _has(self, table: str) -> bool:
-        name = f'"{self.schema}"."{table}"'
-        return bool(self.execute_sql("SELECT to_regclass(%s)", (name,)).fetchone()[0])
 
     def _await_lock(self) -> None:
         """Wait for LOCK_WAIT_S. PostgreSQL releases the lock of a lost client after MAX_IDLE_S.
@@ -239,10 +247,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
-        try:
-            # Read committed, to see what another server did while this one waited.
+        with self._own_connection():
             with time_limit(REQUEST_TIMEOUT_S):
                 self.connect()
+            # Read committed, to see what another server did while this one waited.
             with self.atomic("READ COMMITTED"):
                 self._await_lock()
                 schema = f'"{self.schema}"'
@@ -250,15 +258,6 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     self.execute_sql(f"CREATE SCHEMA {schema}")
                 self.execute_sql(f"SET LOCAL search_path = {schema}")
                 yield
-        except (peewee.DatabaseError, peewee.InterfaceError, *DRIVER_ERRORS) as error:
-            if isinstance(getattr(error, "orig", error), errors.LockNotAvailable):
-                busy = TimeoutError("another transaction uses the table")
-                problem = unavailable(busy, UPGRADING)
-                sleep(TABLE_PAUSE_S)  # Before the next request tries again.
-                raise problem from busy
-            raise unavailable(error) from error
-        finally:
-            self.dispose()
 
 
 def close_all(stack: Stack) -> None:

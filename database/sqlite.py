@@ -22,6 +22,7 @@ FileIdentity = tuple[int, int] | None
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """Many readers at once, and one writer at a time."""
 
+    find_task = "SELECT count(*) FROM sqlite_master WHERE lower(name) = 'task'"
     slot_wait_s = REQUEST_TIMEOUT_S / 2  # A busy file is never an outage: waiting helps.
 
     def __init__(self, file: str, threads: int) -> None:
@@ -83,10 +84,6 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         finally:
             if writes:
                 self._write_lock.release()
-
-    def _has(self, table: str) -> bool:
-        sql = "SELECT 1 FROM sqlite_master WHERE lower(name) = ?"
-        return bool(self.execute_sql(sql, (table,)).fetchone())
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
