@@ -100,7 +100,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     keepalives_interval=1,
                     keepalives_count=3,
                 )
-            except DeadlinePassed:
+            except TimeoutError:
                 # The others had no time.
                 self._first_host, self._first_until = first_host + 1, monotonic() + SILENT_HOST_S
                 raise
@@ -149,7 +149,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     self._discard(stack, connection)
                     is_lost_write |= is_write
                     sql = again
-                    if is_write and isinstance(error, DeadlinePassed):
+                    if is_write and isinstance(error, TimeoutError):
                         break  # It may still run in the server: it must not be sent again.
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
                     self._discard(stack, connection)
@@ -267,10 +267,6 @@ def close_all(stack: Stack) -> None:
             stack.pop()[1].close()
 
 
-class DeadlinePassed(psycopg2.OperationalError):
-    """The server or the network did not respond in time."""
-
-
 def attempts() -> Iterator[None]:
     """Yield for each try until MIN_TIME_LEFT_S is left, with a growing random sleep in between."""
     longest = FIRST_SLEEP_S
@@ -323,7 +319,7 @@ def is_name(host: str) -> bool:
 
 
 def wait_for_server(connection: extensions.connection) -> None:
-    """Wait for the server until the deadline, also while connecting.
+    """Wait for the server, also while connecting. Raises TimeoutError at the deadline.
 
     libpq's connect_timeout has no effect on a peer that accepts and then stays silent.
     https://www.psycopg.org/docs/extensions.html
@@ -335,7 +331,7 @@ def wait_for_server(connection: extensions.connection) -> None:
         )
         left = time_left()
         if not poll.poll(None if left == math.inf else left * 1000):
-            raise DeadlinePassed("no response in time")
+            raise TimeoutError("no response in time")
 
 
 def is_lost(connection: extensions.connection, error: Exception) -> bool:
@@ -347,7 +343,7 @@ def is_lost(connection: extensions.connection, error: Exception) -> bool:
     return (
         bool(connection.closed)
         or not isinstance(error, psycopg2.Error)
-        or isinstance(error, DeadlinePassed | psycopg2.InterfaceError)
+        or isinstance(error, psycopg2.InterfaceError)
         or (error.pgcode or "").startswith(("57P", "08"))
     )
 
