@@ -45,14 +45,13 @@ SORT_WORDS = {
 } | {"newest_first": ("created", "desc"), "oldest_first": ("created", "asc")}
 
 
-class Choice(ma.fields.Field[Any]):
+class Choice(fields.Described):
     """A word in any case, which becomes its meaning. Messages list the `main` words, or all."""
 
     def __init__(
         self, description: str, meanings: dict[str, Any], main: Iterable[str] = (), **metadata: Any
     ) -> None:
-        words = {"type": "string", "enum": [*(main or meanings)]}
-        super().__init__(metadata={"description": description, **words, **metadata})
+        super().__init__(description, type="string", enum=[*(main or meanings)], **metadata)
         self.meanings = {models.fold(word): meaning for word, meaning in meanings.items()}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
@@ -62,7 +61,7 @@ class Choice(ma.fields.Field[Any]):
         return self.meanings[word]
 
 
-class Priority(ma.fields.Field[str | None]):
+class Priority(fields.Described):
     """A word, or None if it is blank. A whole number becomes its digits."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
@@ -71,7 +70,7 @@ class Priority(ma.fields.Field[str | None]):
         return fields.to_word(str(value), 20) or None
 
 
-class Tags(ma.fields.Field[str]):
+class Tags(fields.Described):
     """Tags as a JSON array, without blank ones and without repetitions in another case."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
@@ -99,7 +98,7 @@ class Tags(ma.fields.Field[str]):
             raise ma.ValidationError(NOT_TAGS) from error
 
 
-class CursorField(ma.fields.String):
+class CursorField(fields.Described, ma.fields.String):
     """A cursor, as `next_page_url` writes it."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
@@ -122,64 +121,53 @@ class TaskUpdateSchema(BodySchema):
     """The fields to change; the others keep their values."""
 
     title = fields.StrippedText(
-        validate=fields.length(500, least=1),
-        metadata={
-            "description": "Leading and trailing white space is removed.",
-            "pattern": NOT_BLANK,
-            "example": "Buy milk",
-        },
+        "Leading and trailing white space is removed.",
+        most=500,
+        least=1,
+        pattern=NOT_BLANK,
+        example="Buy milk",
     )
     description = fields.Text(
+        "null if the task has no description.",
+        most=5000,
         allow_none=True,
-        validate=fields.length(5000),
-        metadata={
-            "description": "null if the task has no description.",
-            "pattern": STORABLE,
-            "example": "Two bottles",
-        },
+        pattern=STORABLE,
+        example="Two bottles",
     )
     completed = fields.StrictBoolean(metadata={"example": False})
     priority: ma.fields.Field[Any] = Priority(
+        "A word of your choice; `medium` if it is null or blank. A number is stored as its digits."
+        " Lists sort `none`, `low`, `medium`, `high`, `urgent` and `p4` to `p1` by their meaning.",
         allow_none=True,
-        metadata={
-            "description": "A word of your choice; `medium` if it is null or blank. A number is"
-            " stored as its digits. Lists sort `none`, `low`, `medium`, `high`, `urgent` and `p4`"
-            " to `p1` by their meaning.",
-            "anyOf": [
-                {"type": "string", "maxLength": 20, "pattern": fields.WORD},
-                {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
-                {"type": "null"},
-            ],
-            "example": "high",
-        },
+        anyOf=[
+            {"type": "string", "maxLength": 20, "pattern": fields.WORD},
+            {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
+            {"type": "null"},
+        ],
+        example="high",
     )
     due_date: ma.fields.Field[Any] = fields.DateOrTime(
+        "A date, a time without a zone, or a time in a zone, which is converted to UTC. null if the"
+        " task has no due date.",
         allow_none=True,
-        metadata={
-            "description": "A date, a time without a zone, or a time in a zone, which is converted"
-            " to UTC. null if the task has no due date.",
-            "anyOf": [
-                {"type": "string", "format": "date"},
-                {"type": "string", "format": "date-time"},
-                {"type": "string", "pattern": fields.LOCAL_TIME},
-                {"type": "null"},
-            ],
-            "example": "2026-01-31",
-        },
+        anyOf=[
+            {"type": "string", "format": "date"},
+            {"type": "string", "format": "date-time"},
+            {"type": "string", "pattern": fields.LOCAL_TIME},
+            {"type": "null"},
+        ],
+        example="2026-01-31",
     )
     tags: ma.fields.Field[Any] = Tags(
+        "At most 20 tags. Blank tags are dropped, and so is a tag that differs only in case from an"
+        " earlier one. A string has commas between the tags, or is a JSON array.",
         allow_none=True,
-        metadata={
-            "description": "At most 20 tags. Blank tags are dropped, and so is a tag that differs"
-            " only in case from an earlier one. A string has commas between the tags, or is a JSON"
-            " array.",
-            "anyOf": [
-                {"type": "array", "maxItems": 20, "items": {"anyOf": [TAG, NAMED_TAG]}},
-                {"type": "string", "pattern": TAGS_WITH_COMMAS},
-                {"type": "null"},
-            ],
-            "example": ["home", "work"],
-        },
+        anyOf=[
+            {"type": "array", "maxItems": 20, "items": {"anyOf": [TAG, NAMED_TAG]}},
+            {"type": "string", "pattern": TAGS_WITH_COMMAS},
+            {"type": "null"},
+        ],
+        example=["home", "work"],
     )
 
 
@@ -264,12 +252,7 @@ LIMIT = fields.DecimalInteger(
 OFFSET = fields.DecimalInteger(
     "The number of tasks to skip. Not allowed together with `cursor`.", 0, models.MAX_OFFSET
 )
-CURSOR = CursorField(
-    metadata={
-        "description": "The position to continue from, taken from the header `Link`.",
-        "minLength": 1,
-    }
-)
+CURSOR = CursorField("The position to continue from, taken from the header `Link`.", minLength=1)
 
 
 class TrashQuerySchema(QuerySchema):
@@ -317,12 +300,10 @@ class TaskQuerySchema(QuerySchema):
     due_date_from = fields.Day("Only tasks that are due on this day or later (also `due_from`).")
     due_date_to = fields.Day("Only tasks that are due on this day or before (also `due_to`).")
     search = fields.Text(
-        validate=fields.length(200),
-        metadata={
-            "description": "Only tasks whose title or description contains this text (also `q`)."
-            " Case does not matter; there are no wildcards.",
-            "pattern": STORABLE,
-        },
+        "Only tasks whose title or description contains this text (also `q`). Case does not matter;"
+        " there are no wildcards.",
+        most=200,
+        pattern=STORABLE,
     )
     sort = Choice(
         "The sort key (also `sort_by`): the time of creation, of the last update, the title (lower"

@@ -1,7 +1,6 @@
 """Fields of bodies and queries. They are strict, and name what they expect in plain words."""
 
 import re
-from collections.abc import Callable
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -53,16 +52,25 @@ def to_word(text: str, most: int) -> str:
     return Length(max=most)(word)
 
 
-def length(most: int, *, least: int = 0) -> list[Callable[[Any], Any]]:
-    """The validators of a string of `least` to `most` characters."""
-    shortest = [Length(min=least)] if least else []
-    return [check_storable, *shortest, Length(max=most)]
-
-
-class Text(ma.fields.String):
-    """Any string."""
+class Described(ma.fields.Field[Any]):
+    """A field with a description for clients, and more `metadata` by the names of JSON Schema."""
 
     default_error_messages = MESSAGES
+
+    def __init__(
+        self, description: str, *, validate: Any = None, allow_none: bool = False, **metadata: Any
+    ) -> None:
+        metadata = {"description": description, **metadata}
+        super().__init__(validate=validate, allow_none=allow_none, metadata=metadata)
+
+
+class Text(Described, ma.fields.String):
+    """A string of `least` to `most` characters."""
+
+    def __init__(self, description: str, most: int, *, least: int = 0, **options: Any) -> None:
+        shortest = [Length(min=least)] if least else []
+        valid = [check_storable, *shortest, Length(max=most)]
+        super().__init__(description, validate=valid, **options)
 
 
 class StrippedText(Text):
@@ -83,13 +91,13 @@ class StrictBoolean(ma.fields.Boolean):
         return bool(value)
 
 
-class DecimalInteger(ma.fields.Integer):
+class DecimalInteger(Described, ma.fields.Integer):
     """A number in decimal digits. int() also accepts "1_000", " 5" and "٣"."""
 
     def __init__(self, description: str, least: int, most: int, **metadata: Any) -> None:
         self.message = f"Must be a whole number from {least:,} to {most:,}."
         valid = Range(least, most, error=self.message)
-        super().__init__(validate=valid, metadata={"description": description, **metadata})
+        super().__init__(description, validate=valid, **metadata)
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if not re.fullmatch("[0-9]{1,18}", value):
@@ -97,11 +105,11 @@ class DecimalInteger(ma.fields.Integer):
         return int(value)
 
 
-class Day(ma.fields.String):
+class Day(Described, ma.fields.String):
     """A date as YYYY-MM-DD, which stays text. fromisoformat() also accepts 2026-W01-1."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(metadata={"description": description, "format": "date"})
+        super().__init__(description, format="date")
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
         try:
@@ -110,7 +118,7 @@ class Day(ma.fields.String):
             raise ma.ValidationError("Must be a date in the form YYYY-MM-DD.") from error
 
 
-class DateOrTime(ma.fields.Field[str | None]):
+class DateOrTime(Described):
     """A date, a time, or a time in a zone, as text in the same form. None if it is empty."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
@@ -128,7 +136,7 @@ class DateOrTime(ma.fields.Field[str | None]):
             raise ma.ValidationError(NOT_A_DATE_OR_TIME) from error
 
 
-class Words(ma.fields.Field[list[str] | None]):
+class Words(Described):
     """The words in all values of a query parameter: one in each, or several between commas.
 
     None if all of them are blank.
@@ -136,8 +144,7 @@ class Words(ma.fields.Field[list[str] | None]):
 
     def __init__(self, description: str, *, commas: bool = False) -> None:
         word = {"type": "string", "pattern": WORD}
-        words = {"type": "array", "items": word, "maxItems": MAX_WORDS}
-        super().__init__(metadata={"description": description, **words})
+        super().__init__(description, type="array", items=word, maxItems=MAX_WORDS)
         self.commas = commas
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | None:
