@@ -259,7 +259,6 @@ class TrashQuerySchema(QuerySchema):
     """Which part of the list of deleted tasks to return."""
 
     limit, offset, cursor = LIMIT, OFFSET, CURSOR
-    never_empty = ("cursor",)
 
     @ma.post_load
     def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -319,7 +318,6 @@ class TaskQuerySchema(QuerySchema):
         {"asc": "asc", "desc": "desc"},
     )
     limit, offset, cursor = LIMIT, OFFSET, CURSOR
-    never_empty = ("cursor",)
     aliases: ClassVar = {
         "due_date_from": ("due_from",),
         "due_date_to": ("due_to",),

@@ -35,12 +35,10 @@ class BodySchema(ma.Schema):
 
 
 class QuerySchema(ma.Schema):
-    """The schema of a query. An empty value counts as absent; unknown parameters are ignored."""
+    """The schema of a query. Ignores unknown parameters, and empty ones without a `minLength`."""
 
     # The other names of a parameter, which count if it is absent or empty.
     aliases: ClassVar[Mapping[str, Collection[str]]] = {}
-    # Parameters whose empty value is not ignored.
-    never_empty: ClassVar[Collection[str]] = ()
 
     def pairs(self, request: Request) -> list[tuple[str, str]]:
         """The names and values in the query that have effect."""
@@ -57,7 +55,7 @@ class QuerySchema(ma.Schema):
             for spelling in (name, *self.aliases.get(name, ())):
                 given = data.get(spelling, [])
                 filled = [value for value in given if value]
-                if filled or name not in self.never_empty:
+                if filled or not field.metadata.get("minLength"):
                     given = filled
                 if given:
                     sent[name] = spelling, given if isinstance(field, Words) else given[-1:]
