@@ -3,7 +3,6 @@
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import getrandbits
 from time import sleep
@@ -33,14 +32,12 @@ from peewee import (
 from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
 
 from database import (
-    Dialect,
     Parameter,
     Read,
     TaskDatabase,
     count_rows,
     fetch_all,
     request_limit,
-    rfc3339,
     sql,
     statement,
 )
@@ -565,9 +562,7 @@ def is_removable(of_user: bool, task: Any = Task) -> Any:
     """Whether a task is the user's or, of any user, was deleted long ago."""
     if of_user:
         return task.user_id == Parameter("user_id")
-    # By the clock that has set `deleted_at`.
-    before = SQL("now() - %(days)s * interval '1 day'")
-    return task.deleted_at < Dialect(postgres=before, sqlite=Parameter("before"))
+    return task.deleted_at < sql.days_ago("days")
 
 
 @statement
@@ -603,7 +598,7 @@ def forget(user_id: str) -> int:
 
 def purge(days: int) -> int:
     """Remove the tasks that are in the trash for more than `days`. Returns their number."""
-    return remove_all(False, days=days, before=rfc3339(datetime.now(UTC) - timedelta(days)))
+    return remove_all(False, days=days)
 
 
 def remove_all(of_user: bool, **values: Any) -> int:

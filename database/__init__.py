@@ -8,14 +8,12 @@ from database.base import (
     count_rows,
     fetch_all,
     request_limit,
-    rfc3339,
 )
-from database.compile import Dialect, Parameter, statement
+from database.compile import Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
 
 __all__ = [
-    "Dialect",
     "ForeignTable",
     "Parameter",
     "Postgres",
@@ -25,7 +23,6 @@ __all__ = [
     "count_rows",
     "fetch_all",
     "request_limit",
-    "rfc3339",
     "sql",
     "statement",
 ]

@@ -33,6 +33,14 @@ def next_timestamp(previous: TimestampField) -> Dialect:
     )
 
 
+def days_ago(days: str) -> Dialect:
+    """The time that is a parameter's number of days before now, by the clock of NOW."""
+    return Dialect(
+        postgres=SQL(f"now() - %({days})s * interval '1 day'"),
+        sqlite=SQL(f"strftime('%Y-%m-%dT%H:%M:%fZ', :now, '-' || :{days} || ' days')"),
+    )
+
+
 def contains(text: Field, part: Node) -> Dialect:
     """Whether `part` is a literal substring of `text`: no wildcards."""
     return Dialect(postgres=fn.strpos(text, part) > 0, sqlite=fn.instr(text, part) > 0)

@@ -340,12 +340,12 @@ def test_the_clock_of_a_server_does_not_make_a_task_old(tmp_path: Path, database
     to_trash(database_url, "young", 1)
     to_trash(database_url, "old", 31)
     (tmp_path / "ahead.py").write_text(
-        "import app, datetime, models\n"
+        "import datetime\n"
         "class Ahead(datetime.datetime):\n"
         "    @classmethod\n"
         "    def now(cls, zone=None):\n"
         "        return super().now(zone) + datetime.timedelta(31)\n"
-        "models.datetime = Ahead\ncreate_app = app.create_app\n"
+        "datetime.datetime = Ahead\nfrom app import create_app\n"
     )
     server = Server(
         tmp_path, "--chdir", str(tmp_path), app="ahead:create_app()", DATABASE_URL=database_url
