@@ -135,7 +135,7 @@ class TaskById(MethodView):
 
         Changes the fields in the body and keeps the others, like PATCH. `{}` changes nothing.
         """
-        return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
+        return task_response(models.update_task(user_id, task_id, body, if_match()))
 
     @tasks.operation("patchTask", "If-Match")
     @tasks.doc(
@@ -150,7 +150,7 @@ class TaskById(MethodView):
 
         A JSON merge patch (RFC 7396): `{"description": null}` removes the description.
         """
-        return task_response(models.update_task(user_id, task_id, body, expected=if_match()))
+        return task_response(models.update_task(user_id, task_id, body, if_match()))
 
     @tasks.operation("deleteTask", "If-Match")
     @tasks.response(200, schemas.MessageSchema)
@@ -159,7 +159,7 @@ class TaskById(MethodView):
 
         The task goes to the trash, from which it can be restored. Deleting it again is a 404.
         """
-        models.delete_task(user_id, task_id, expected=if_match())
+        models.delete_task(user_id, task_id, if_match())
         return jsonify(message="Task deleted successfully")
 
 
@@ -214,7 +214,7 @@ class TaskCompletion(MethodView):
         Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
         be retried safely.
         """
-        changed = models.update_task(user_id, task_id, body, toggles=not body, expected=if_match())
+        changed = models.update_task(user_id, task_id, body, if_match(), toggles=not body)
         return task_response(changed)
 
 
