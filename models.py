@@ -218,18 +218,13 @@ def new_revision() -> str:
 
 def as_public(field: ColumnBase) -> Node:
     """A column as clients see it."""
-    if isinstance(field, BooleanField):
-        return sql.as_boolean(field)
-    if not isinstance(field, sql.TimestampField):
-        return field
-    time = sql.as_rfc3339(field)
+    value = sql.as_json(field)
     # A server of version 1.0, which can run during a deploy, does not change `completed_at`.
-    return Case(None, [(Task.completed, time)]) if field is Task.completed_at else time
+    return sql.when(Task.completed, value) if field is Task.completed_at else value
 
 
 PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS]
 COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
-DELETED_AT = as_public(Task.deleted_at)
 NEW_REVISION = Parameter("revision")
 IS_OWNED = Task.user_id == Parameter("user_id")
 IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
@@ -257,9 +252,7 @@ FILTERS: dict[str, Node] = {
 # times on its day.
 SORT_TEXTS = {
     "title": fn.substr(Task.title_lower, 1, TITLE_KEY_LENGTH),
-    "due_date": Case(
-        None, [(fn.length(Task.due_date) == 10, Task.due_date.concat("~"))], Task.due_date
-    ),
+    "due_date": sql.when(fn.length(Task.due_date) == 10, Task.due_date.concat("~"), Task.due_date),
     "priority": Case(Task.priority_folded, [*PRIORITY_RANKS.items()], "2"),
 }
 
@@ -391,13 +384,13 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
 def insert() -> Node:
     """If the id exists already, the statement returns its row unchanged."""
     row: dict[Field, Node] = {field: Parameter(name) for name, field in FIELDS.items()}
-    completed_at = Case(None, [(Parameter("completed"), sql.NOW)])
+    completed_at = sql.when(Parameter("completed"), sql.NOW)
     row |= {Task.created_at: sql.NOW, Task.updated_at: sql.NOW, Task.completed_at: completed_at}
     row[Task.recent_writes] = MARK
     return (
         Task.insert(row)
         .on_conflict(conflict_target=[Task.user_id, Task.id], update={Task.id: Task.id})
-        .returning(*COLUMNS, DELETED_AT, IS_DONE)
+        .returning(*COLUMNS, as_public(Task.deleted_at), IS_DONE)
     )
 
 
@@ -444,8 +437,8 @@ def write_once(
     A task that an earlier attempt has changed stays, whatever others have written since.
     """
     changes = changes | {Task.revision: NEW_REVISION}
-    once = {field: Case(None, [(stays, field)], value) for field, value in changes.items()}
-    once[Task.recent_writes] = Case(None, [(IS_DONE, Task.recent_writes)], MARKED)
+    once = {field: sql.when(stays, field, value) for field, value in changes.items()}
+    once[Task.recent_writes] = sql.when(IS_DONE, Task.recent_writes, MARKED)
     return Task.update(once).where(owned, condition | IS_DONE)
 
 
@@ -460,9 +453,8 @@ def update(names: tuple[str, ...], again: bool = False) -> Node:
     if not names:
         changes[Task.completed] = ~Task.completed
     if Task.completed in changes:
-        was_completed = (Task.completed, Task.completed_at)
-        completed_at = Case(None, [was_completed], changes[Task.updated_at])
-        changes[Task.completed_at] = Case(None, [(changes[Task.completed], completed_at)])
+        completed_at = sql.when(Task.completed, Task.completed_at, changes[Task.updated_at])
+        changes[Task.completed_at] = sql.when(changes[Task.completed], completed_at)
     if again:
         return write_once(changes, IS_THIS, IS_CURRENT).returning(*COLUMNS)
     changes |= {Task.revision: NEW_REVISION, Task.recent_writes: MARKED}

@@ -1,6 +1,6 @@
 """Columns and expressions that PostgreSQL and SQLite spell differently."""
 
-from peewee import SQL, BooleanField, Field, Node, fn
+from peewee import SQL, BooleanField, Case, Field, Node, fn
 
 from database.compile import Dialect, Parameter
 
@@ -14,15 +14,23 @@ class TimestampField(Field):
     field_type = "TIMESTAMPTZ"
 
 
-def as_rfc3339(field: TimestampField) -> Dialect:
-    """A time as text in UTC, in every time zone of a session."""
-    text = f"""to_char({field.name} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-    return Dialect(postgres=SQL(text), sqlite=field)
+def when(condition: Node, value: Node, otherwise: Node | None = None) -> Node:
+    """`value` if the condition is true, else `otherwise`, or null."""
+    return Case(None, [(condition, value)], otherwise)
 
 
-def as_boolean(field: BooleanField) -> Dialect:
-    """SQLite has no booleans, but its driver converts a column whose name ends in a known type."""
-    return Dialect(postgres=field, sqlite=SQL(f'{field.name} AS "{field.name} [boolean]"'))
+def as_json(column: Node) -> Node:
+    """A column as JSON has it: a boolean, a time in UTC as RFC 3339 text, or any other value."""
+    if isinstance(column, TimestampField):
+        # In every time zone of a session.
+        form = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
+        text = SQL(f"to_char({column.name} AT TIME ZONE 'UTC', {form})")
+        return Dialect(postgres=text, sqlite=column)
+    if isinstance(column, BooleanField):
+        # SQLite has no booleans, but its driver converts a column whose name ends in a known type.
+        name = SQL(f'{column.name} AS "{column.name} [boolean]"')
+        return Dialect(postgres=column, sqlite=name)
+    return column
 
 
 def next_timestamp(previous: TimestampField) -> Dialect:
