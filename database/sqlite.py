@@ -91,10 +91,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         try:
             with folder_lock(Path(self.database).parent):
                 wal = f"{self.database}-wal"
-                if (
-                    self._file not in {None, file_identity(self.database)}
-                    and file_identity(wal) == self._wal
-                ):
+                was_replaced = self._file not in {None, file_identity(self.database)}
+                if was_replaced and file_identity(wal) == self._wal:  # The log of the old file.
                     for leftover in (wal, f"{self.database}-shm"):
                         Path(leftover).unlink(missing_ok=True)
                 self._file = None
