@@ -27,15 +27,16 @@ export async function* allTasks(
   user_id: string,
   query: TaskQuery,
 ): AsyncGenerator<Task> {
-  let cursor: string | null = null;
-  do {
-    const page: TaskQuery = cursor === null ? query : { ...query, cursor };
+  const { offset, ...rest } = query; // It must not be sent with a cursor.
+  let page: TaskQuery | null = query;
+  while (page !== null) {
     const answer = await client.GET("/api/{user_id}/tasks", {
       params: { path: { user_id }, query: page },
     });
     yield* dataOf(answer);
-    cursor = nextCursor(answer.response);
-  } while (cursor !== null);
+    const cursor = nextCursor(answer.response);
+    page = cursor === null ? null : { ...rest, cursor };
+  }
 }
 
 function nextCursor(response: Response): string | null {

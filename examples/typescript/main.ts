@@ -47,6 +47,7 @@ const query: TaskQuery = {
   sort: "title",
   order: "desc",
   limit: 1,
+  offset: 0,
 };
 for await (const { title, description } of allTasks(client, user_id, query)) {
   console.log("To do:", title, description?.toUpperCase() ?? "(no description)");
@@ -62,7 +63,6 @@ const due = await client.GET("/api/{user_id}/tasks", {
       tag: ["home", "shop"],
       due_date_from: "2026-01-01",
       due_date_to: "2026-01-31",
-      offset: 0,
     },
   },
 });
