@@ -55,7 +55,7 @@ class QuerySchema(ma.Schema):
             for spelling in (name, *self.aliases.get(name, ())):
                 given = data.get(spelling, [])
                 filled = [value for value in given if value]
-                if filled or not field.metadata.get("minLength"):
+                if filled or (given and not field.metadata.get("minLength")):
                     given = filled
                 if given:
                     sent[name] = spelling, given if isinstance(field, Words) else given[-1:]
