@@ -55,7 +55,9 @@ MAYBE_CHANGED = (
 )
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
+# The statement itself is wrong, unless the database's user may not send it.
 STATEMENT_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.ProgrammingError)
+MISSING_RIGHT = "42501"
 # The tables are not whole, for instance while the database is restored, or to an earlier time.
 SCHEMA_ERRORS = (
     errors.UndefinedTable,
@@ -156,11 +158,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     was_demoted = True
                 else:
                     self._push(stack, connection)
-                    if not isinstance(error, extensions.TransactionRollbackError):
-                        self._schema_is_current &= not isinstance(error, SCHEMA_ERRORS)
-                        if is_wrong_statement(error):
-                            raise
-                        break
+                    if isinstance(error, extensions.TransactionRollbackError):
+                        continue
+                    if isinstance(error, SCHEMA_ERRORS):
+                        self._schema_is_current = False
+                    elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
+                        raise
+                    break
             else:
                 self._push(stack, connection)
                 return rows
@@ -345,11 +349,4 @@ def is_lost(connection: extensions.connection, error: Exception) -> bool:
         or not isinstance(error, psycopg2.Error)
         or isinstance(error, psycopg2.InterfaceError)
         or (error.pgcode or "").startswith(("57P", "08"))
-    )
-
-
-def is_wrong_statement(error: Exception) -> bool:
-    """Whether the statement itself is wrong, not the schema or the rights of the user."""
-    return isinstance(error, STATEMENT_ERRORS) and not isinstance(
-        error, (*SCHEMA_ERRORS, errors.InsufficientPrivilege)
     )
