@@ -3,10 +3,10 @@
 import re
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.process import run_to_its_end
 from support.server import ROOT
 
 import settings
@@ -15,15 +15,9 @@ NEON = "postgresql://ann:p%40ss@ep-x.eu.neon.tech/db"
 
 
 def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gunicorn", "app:create_app()", "--check-config"]
-    return subprocess.run(
-        [*command, "-c", str(ROOT / "gunicorn.conf.py")],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    command = ["gunicorn", "app:create_app()", "--check-config"]
+    command += ["-c", str(ROOT / "gunicorn.conf.py")]
+    return run_to_its_end(folder, *command, PYTHONPATH=str(ROOT), **environment)
 
 
 @pytest.fixture(autouse=True)
