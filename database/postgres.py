@@ -183,7 +183,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def _push(self, stack: Stack, connection: extensions.connection) -> None:
         self.slot_wait_s = TaskDatabase.slot_wait_s
         stack.append((monotonic(), connection))
-        if stack is not self._stack:
+        if stack is not self._stack:  # A connection of its age was lost meanwhile.
             close_all(stack)
         elif len(stack) > 1 and not self._closes_idle:
             self._closes_idle = True
