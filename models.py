@@ -376,6 +376,7 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
         room_bytes -= len(chunks[-1])
     if not rows.fetchone():
         return Page(chunks, None)
+    # The last column is the sort key, unless that is among the public ones.
     key = to_task(last).get(f"{sort}_at", last[-1])
     return Page(chunks, Cursor(sort, order, last[0], key))
 

@@ -99,8 +99,8 @@ class ClientSocket(socket.socket):
 class Connection(TConn):
     """A connection: the request that arrives, and the bytes that wait in either direction.
 
-    Gunicorn's parser validates the head. Here is found where it ends, and its body is read (RFC
-    9112, sections 6.3 and 7.1).
+    Gunicorn's parser validates the head. This class finds where the head ends, and reads the body
+    (RFC 9112, sections 6.3 and 7.1).
     """
 
     sock: ClientSocket
