@@ -112,6 +112,7 @@ class Connection(TConn):
         self._max_head = cfg.limit_request_line + cfg.limit_request_fields * field_size
         self.parser = RequestParser(cfg, (), client)
         self.received = bytearray()
+        self.counted_bytes = 0
         self.begin()
 
     def begin(self) -> None:
@@ -243,7 +244,6 @@ class Worker(ThreadWorker):
     def init_process(self) -> None:
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
-        # Not less than they hold. To count it exactly for each event would be too slow.
         self.waiting_bytes = 0
         # /health has its own thread: platforms restart a service that answers it too late. Requests
         # for which no thread will be free soon have one, too: their 503 frees their connections.
@@ -288,7 +288,6 @@ class Worker(ThreadWorker):
             self.drop(conn)
             return True
         conn.received += data
-        self.waiting_bytes += len(data)
         return self.proceed(conn, has_left=not data)
 
     def proceed(self, conn: Connection, has_left: bool = False) -> bool:
@@ -304,6 +303,7 @@ class Worker(ThreadWorker):
             conn.expects_continue = False
             conn.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             conn.sock.flush()
+        self.count(conn)
         return False
 
     def submit(self, conn: Connection) -> None:
@@ -371,11 +371,18 @@ class Worker(ThreadWorker):
         """Call `callback` each time the client is ready. Its bytes do not extend the timeout."""
         self.poller.register(conn.sock, event, lambda _: callback(conn))
         self.waiting[conn] = monotonic() + CLIENT_TIMEOUT_S
-        self.waiting_bytes += conn.size
+        self.count(conn)
 
     def stop_waiting(self, conn: Connection) -> None:
         if self.waiting.pop(conn, None):
             self.poller.unregister(conn.sock)
+            self.count(conn)
+
+    def count(self, conn: Connection) -> None:
+        """Update `waiting_bytes`. A sum over all connections for each event would be too slow."""
+        size = conn.size if conn in self.waiting else 0
+        self.waiting_bytes += size - conn.counted_bytes
+        conn.counted_bytes = size
 
     def drop(self, conn: Connection) -> None:
         self.stop_waiting(conn)
@@ -394,8 +401,6 @@ class Worker(ThreadWorker):
         now = monotonic() + (0.0 if self.alive else CLIENT_TIMEOUT_S - STOP_TIMEOUT_S)
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))
-            if self.waiting_bytes > MAX_WAITING_BYTES:
-                self.waiting_bytes = sum(each.size for each in self.waiting)
             fits = self.waiting_bytes <= MAX_WAITING_BYTES
             # If few wait, the others are requests, which `submit` keeps below the limit.
             few = len(self.waiting) <= self.worker_connections // 10
