@@ -114,8 +114,11 @@ class Network:
         from_client = source is pair[0]
         with suppress(OSError, ValueError):
             while data := source.recv(65536):
+                was_silent = self.swallows
                 while self.swallows or (pair in self._forgotten and pair in self._pairs):
                     time.sleep(0.05)
+                if was_silent and has_left(source):
+                    break  # Nobody sends again what was swallowed.
                 if from_client:
                     self.round_trips += exchange.is_answered
                     exchange.query, exchange.is_answered = data, False
@@ -130,6 +133,13 @@ class Network:
         while pair in self._forgotten and pair in self._pairs:
             time.sleep(0.05)
         self._close(pair)
+
+
+def has_left(client: socket.socket) -> bool:
+    """Whether the other side has closed the connection."""
+    with suppress(BlockingIOError):
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    return False
 
 
 class Answer(NamedTuple):
