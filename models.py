@@ -156,11 +156,20 @@ class StoredTask(NamedTuple):
     revision: str
 
 
-class Cursor(NamedTuple):
-    """Where a page ended: the list's order, and the id and sort key of the page's last task."""
+class Sorting(NamedTuple):
+    """By what a list is sorted, the time `{sort}_at` or one of SORT_TEXTS, and "asc" or "desc"."""
 
     sort: str
     order: str
+
+
+OLDEST_FIRST, LAST_DELETED_FIRST = Sorting("created", "asc"), Sorting("deleted", "desc")
+
+
+class Cursor(NamedTuple):
+    """Where a page ended: how the list is sorted, and the page's last task and its sort key."""
+
+    sorting: Sorting
     id: str
     key: str
 
@@ -248,8 +257,7 @@ FILTERS: dict[str, Node] = {
     "search": sql.contains(Task.title_folded, Parameter("search"))
     | sql.contains(Task.description_folded, Parameter("search")),
 }
-# The sort keys that are texts; every other sort is by the time `{sort}_at`. A date comes after the
-# times on its day.
+# The sort keys that are texts. A date comes after the times on its day.
 SORT_TEXTS = {
     "title": fn.substr(Task.title_lower, 1, TITLE_KEY_LENGTH),
     "due_date": sql.when(fn.length(Task.due_date) == 10, Task.due_date.concat("~"), Task.due_date),
@@ -257,17 +265,18 @@ SORT_TEXTS = {
 }
 
 
-def sort_key(sort: str, order: str) -> ColumnBase:
-    if sort in SORT_TEXTS:
+def sort_key(sorting: Sorting) -> ColumnBase:
+    if text := SORT_TEXTS.get(sorting.sort):
         # Null is the last in both orders; only a due date can be null.
-        return fn.coalesce(SORT_TEXTS[sort], "~" if order == "asc" else "")
-    return FIELDS[f"{sort}_at"]
+        return fn.coalesce(text, "~" if sorting.order == "asc" else "")
+    return FIELDS[f"{sorting.sort}_at"]
 
 
 @statement
-def select_page(filtered: bool, sort: str, order: str, continued: bool, measured: bool) -> Node:
+def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: bool) -> Node:
     """If `measured`, the database sends only the tasks that fit into `room_bytes`, perhaps none."""
-    key = sort_key(sort, order)
+    sort, order = sorting
+    key = sort_key(sorting)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
     # A cursor needs the sort key.
     columns = PUBLIC_COLUMNS if f"{sort}_at" in PUBLIC_FIELDS else [*PUBLIC_COLUMNS, as_public(key)]
@@ -294,8 +303,7 @@ def select_page(filtered: bool, sort: str, order: str, continued: bool, measured
 def list_tasks(
     user_id: str,
     *,
-    sort: str = "created",
-    order: str = "asc",
+    sorting: Sorting = OLDEST_FIRST,
     limit: int = MAX_LIMIT,
     offset: int = 0,
     cursor: Cursor | None = None,
@@ -303,23 +311,21 @@ def list_tasks(
 ) -> Page:
     """Read a page of a user's tasks, which ends at `limit` or at about MAX_PAGE_BYTES.
 
-    Sorted by `deleted`, it has the tasks in the trash, with `deleted_at`. `filters` are values for
-    FILTERS. A second statement is sent only for more than UNMEASURED_TASKS.
+    If sorted by `deleted`, it has the tasks in the trash, with `deleted_at`. `filters` are values
+    for FILTERS. A second statement is sent only for more than UNMEASURED_TASKS.
     """
     values = {name: fold_all(filters.get(name)) for name in FILTERS} if filters else {}
 
-    def read_part(
-        cursor: Cursor | None, limit: int, room_bytes: int, *, measured: bool = False
-    ) -> Page:
-        variant = bool(filters), sort, order, cursor is not None, measured
+    def read_part(after: Cursor | None, most: int, room_bytes: int, measured: bool = False) -> Page:
+        variant = bool(filters), sorting, after is not None, measured
         part: Page = send(
             select_page,
             *variant,
-            read=lambda rows: serialize(rows, sort, order, limit, room_bytes),
+            read=lambda rows: serialize(rows, sorting, most, room_bytes),
             user_id=user_id,
-            key=cursor and cursor.key,
-            id=cursor and cursor.id,
-            limit=limit + 1,
+            key=after and after.key,
+            id=after and after.id,
+            limit=most + 1,
             offset=0 if measured else offset,
             # Enough for the task that fills the page, and one more, which shows that others follow.
             room_bytes=room_bytes + 2 * LONGEST_TASK_BYTES,
@@ -330,13 +336,13 @@ def list_tasks(
     with request_limit():
         first_limit = min(limit, UNMEASURED_TASKS)
         chunks, end = read_part(cursor, first_limit, MAX_PAGE_BYTES)
-        room_bytes = MAX_PAGE_BYTES - sum(map(len, chunks))
-        if end and first_limit < limit and room_bytes > 0:
-            if sort != "created" and not offset:
+        room_left = MAX_PAGE_BYTES - sum(map(len, chunks))
+        if end and first_limit < limit and room_left > 0:
+            if sorting.sort != "created" and not offset:
                 # A task that moves between two statements would be in both parts, or in neither.
                 chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)
             else:
-                rest, end = read_part(end, limit - first_limit, room_bytes, measured=True)
+                rest, end = read_part(end, limit - first_limit, room_left, measured=True)
                 chunks += rest
     chunks[:1] = [b"["]  # Replaces the first comma.
     chunks.append(b"]\n")
@@ -350,13 +356,13 @@ def fold_all(value: Any) -> Any:
     return fold(value) if isinstance(value, str) else value
 
 
-def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> Page:
+def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
     """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
     Only a few rows are in memory at a time: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
-    pair = pair_names_and_deletion if sort == "deleted" else pair_names
+    pair = pair_names_and_deletion if sorting.sort == "deleted" else pair_names
     while limit and room_bytes > 0:
         # As many as fit if each is the longest: a page exceeds its size by one task at most.
         fits = 1 + room_bytes // LONGEST_TASK_BYTES
@@ -377,8 +383,8 @@ def serialize(rows: Any, sort: str, order: str, limit: int, room_bytes: int) -> 
     if not rows.fetchone():
         return Page(chunks, None)
     # The last column is the sort key, unless that is among the public ones.
-    key = to_task(last).get(f"{sort}_at", last[-1])
-    return Page(chunks, Cursor(sort, order, last[0], key))
+    key = to_task(last).get(f"{sorting.sort}_at", last[-1])
+    return Page(chunks, Cursor(sorting, last[0], key))
 
 
 @statement

@@ -174,7 +174,7 @@ class DeletedTasks(MethodView):
         The tasks in the trash, the last deleted first. The server removes them after a while, by
         default after 30 days.
         """
-        page = models.list_tasks(user_id, sort="deleted", order="desc", **query)
+        page = models.list_tasks(user_id, sorting=models.LAST_DELETED_FIRST, **query)
         return page_response(page, TRASH_QUERY)
 
 
@@ -277,7 +277,8 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
 
     Raises Invalid if it is longer than the server accepts.
     """
-    value = urlsafe_b64encode(" ".join(cursor).encode()).decode().rstrip("=")
+    parts = *cursor.sorting, cursor.id, cursor.key
+    value = urlsafe_b64encode(" ".join(parts).encode()).decode().rstrip("=")
     query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
     url = f"{quote(request.path)}?{urlencode([*query, ('cursor', value)], quote_via=quote)}"
     if len(url) > MAX_URL:

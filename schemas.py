@@ -10,7 +10,7 @@ import marshmallow as ma
 import orjson
 
 import models
-from models import Cursor
+from models import Cursor, Sorting
 from web import BodySchema, QuerySchema, fields
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -103,16 +103,16 @@ class CursorField(fields.Described, ma.fields.String):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         try:
-            cursor = Cursor(*urlsafe_b64decode(f"{value}==").decode().split(" ", 3))
-            if not UUID_TEXT.fullmatch(cursor.id):
+            sort, order, task_id, key = urlsafe_b64decode(f"{value}==").decode().split(" ", 3)
+            if not UUID_TEXT.fullmatch(task_id):
                 raise ValueError("not a task id")
-            if cursor.sort in models.SORT_TEXTS:
-                fields.check_storable(cursor.key)
-            elif datetime.strptime(cursor.key, TIMESTAMP).strftime(TIMESTAMP) != cursor.key:
+            if sort in models.SORT_TEXTS:
+                fields.check_storable(key)
+            elif datetime.strptime(key, TIMESTAMP).strftime(TIMESTAMP) != key:
                 raise ValueError("not a timestamp")
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ma.ValidationError(NOT_A_CURSOR) from error
-        return cursor
+        return Cursor(Sorting(sort, order), task_id, key)
 
 
 class TaskUpdateSchema(BodySchema):
@@ -261,14 +261,14 @@ class TrashQuerySchema(QuerySchema):
     @ma.post_load
     def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
         """The arguments of `list_tasks` for the trash."""
-        check_position(query, "deleted", "desc")
+        check_position(query, models.LAST_DELETED_FIRST)
         return query
 
 
-def check_position(query: dict[str, Any], sort: str, order: str) -> None:
-    """Raise ValidationError unless a list in this order can begin where `query` says."""
+def check_position(query: dict[str, Any], sorting: Sorting) -> None:
+    """Raise ValidationError unless a list with this `sorting` can begin where `query` says."""
     cursor = query.get("cursor")
-    if cursor and (cursor.sort, cursor.order) != (sort, order):
+    if cursor and cursor.sorting != sorting:
         raise ma.ValidationError(NOT_A_CURSOR, "cursor")
     if cursor and "offset" in query:
         raise ma.ValidationError("Must not be sent together with cursor.", "offset")
@@ -334,5 +334,6 @@ class TaskQuerySchema(QuerySchema):
             query["priority"] = None
         sort, order = query.pop("sort", ("created", ""))
         order = order or query.get("order") or ("desc" if sort == "priority" else "asc")
-        check_position(query, sort, order)
-        return query | {"sort": sort, "order": order}
+        sorting = Sorting(sort, order)
+        check_position(query, sorting)
+        return query | {"sorting": sorting}

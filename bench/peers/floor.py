@@ -13,11 +13,11 @@ from flask import Flask, Response
 from psycopg2.extensions import set_wait_callback
 
 from database import Postgres
-from models import PUBLIC_FIELDS, UNMEASURED_TASKS, select_one, select_page
+from models import OLDEST_FIRST, PUBLIC_FIELDS, UNMEASURED_TASKS, select_one, select_page
 
 postgres = Postgres("", "public", threads=5)
 SELECT_ONE = select_one(postgres)
-SELECT_PAGE = select_page(postgres, False, "created", "asc", False, False)
+SELECT_PAGE = select_page(postgres, False, OLDEST_FIRST, False, False)
 set_wait_callback(None)  # The driver's own way of waiting.
 
 local = threading.local()
