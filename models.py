@@ -286,18 +286,15 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     if continued:
         last = Tuple(Parameter("key"), Parameter("id"))
         where.append(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
-    limit: Node = Parameter("limit")
-    if measured:
-        # The least that the other fields, all names and the punctuation take.
-        size = sum(map(sql.size_of, TEXTS), Value(240))
-        so_far = fn.SUM(size).over(
-            order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW
-        )
-        sizes = Task.select(so_far.alias("size")).where(*where).order_by(*order_by).limit(limit)
-        fits = Expression(SQL("size"), "<", Parameter("room_bytes"))
-        limit = sizes.select_from(fn.COUNT(1)).where(fits)
-    offset = Parameter("offset")
-    return Task.select(*columns).where(*where).order_by(*order_by).limit(limit).offset(offset)
+    page = Task.select(*columns).where(*where).order_by(*order_by).limit(Parameter("limit"))
+    if not measured:
+        return page.offset(Parameter("offset"))
+    # The least that the other fields, all names and the punctuation take.
+    size = sum(map(sql.size_of, TEXTS), Value(240))
+    so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
+    # The rows stay in order: the outer query only filters them.
+    page = page.select_extend(so_far.alias("size"))
+    return page.select_from(SQL("*")).where(Expression(SQL("size"), "<", Parameter("room_bytes")))
 
 
 def list_tasks(
@@ -382,8 +379,8 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
         room_bytes -= len(chunks[-1])
     if not rows.fetchone():
         return Page(chunks, None)
-    # The last column is the sort key, unless that is among the public ones.
-    key = to_task(last).get(f"{sorting.sort}_at", last[-1])
+    # After the public columns comes the sort key, unless it is one of them.
+    key = to_task(last).get(f"{sorting.sort}_at") or last[len(PUBLIC_FIELDS)]
     return Page(chunks, Cursor(sorting, last[0], key))
 
 
