@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from clients.node import HERE, Tools
-from openapi_spec_validator import OpenAPIV31SpecValidator
 
 WARNING = re.compile(r"warn|error|fail|deprecat|ignor|skip|unsupported|⚠|✖|❌", re.IGNORECASE)
 GENERATORS = {
@@ -82,8 +83,8 @@ def test_redocly_has_nothing_to_say(tools: Tools, document: Path) -> None:
 
 
 def test_openapi_spec_validator_has_nothing_to_say(document: Path) -> None:
-    validator = OpenAPIV31SpecValidator(json.loads(document.read_text()))
-    assert list(validator.iter_errors()) == []
+    # In a process of its own, or every worker of pytest would import it.
+    subprocess.run([sys.executable, "-m", "openapi_spec_validator", document], check=True)
 
 
 def test_a_title_of_white_space_is_blank_for_browsers_if_it_is_for_the_server(
