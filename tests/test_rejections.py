@@ -383,6 +383,7 @@ def test_a_broken_body_does_not_spoil_the_next_request(user: User) -> None:
         *(b"x" * 64, b"x" * 5000),  # A label has at most 63 octets (RFC 1035, section 2.3.4).
     ],
 )
+@pytest.mark.one_database
 def test_the_host_header_decides_nothing(server: Server, host: bytes) -> None:
     request = b"GET /api/nobody/tasks?limit=1 HTTP/1.1\r\nHost: %b\r\n\r\n" % host
     found, headers, _ = server.send(request)
@@ -421,6 +422,7 @@ def test_a_chunk_size_may_have_leading_zeros(user: User) -> None:
 
 
 @pytest.mark.parametrize("path", ["/static/docs.css", "/docs/swagger-ui/swagger-ui.css", "/docs"])
+@pytest.mark.one_database
 def test_if_match_means_nothing_for_a_file(server: Server, path: str) -> None:
     response = requests.get(server.url + path, headers={"If-Match": '"x"'})
     assert response.status_code == 200
