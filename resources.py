@@ -37,7 +37,7 @@ class UserIdConverter(BaseConverter):
 class TaskIdConverter(BaseConverter):
     """A UUID in its text form (RFC 9562, section 4), or None for any other text."""
 
-    regex = "(?!deleted$)[^/]+"  # `/deleted` is the list of deleted tasks.
+    regex = r"(?!deleted\Z)[^/]+"  # `/deleted` is the list of deleted tasks.
 
     def to_python(self, value: str) -> str | None:
         return value.lower() if schemas.UUID_TEXT.fullmatch(value.lower()) else None

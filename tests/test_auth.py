@@ -232,6 +232,12 @@ def test_every_route_but_the_open_ones_needs_a_token(by_secret: Server) -> None:
                 assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("task_id", ["x", "x%0A", "deleted%0A", "deleted%20", "completed", "%00"])
+def test_every_task_id_needs_a_token(by_secret: Server, task_id: str) -> None:
+    response = requests.get(f"{by_secret.url}/api/ann/tasks/{task_id}")
+    assert response.status_code == 401
+
+
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": ""}, {"Authorization": "Basic YTpi"}, {"Authorization": "x"}]
 )
