@@ -96,7 +96,7 @@ class Verifier:
         if keys is None:
             ids = describe(self.keys.ids())
             raise jwt.InvalidTokenError(f"Unknown key: found kid {describe(kid)}, expected {ids}")
-        if algorithm not in [*keys]:
+        if algorithm not in list(keys):  # An `alg` need not be hashable.
             found = f"found alg {describe(algorithm)}"
             raise jwt.InvalidTokenError(
                 f"Wrong algorithm: {found}, expected {' or '.join(sorted(keys))}"

@@ -19,11 +19,11 @@ from psycopg2 import errors, extensions
 
 from database.base import (
     NOTHING_CHANGED,
-    REQUEST_TIMEOUT_S,
     UPGRADING,
     Read,
     TaskDatabase,
     in_background,
+    request_limit,
     time_left,
     time_limit,
     unavailable,
@@ -238,12 +238,12 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         # Older servers do not have all of them.
         limit = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = %s"
         lock = "SELECT pg_try_advisory_xact_lock(%s)"
-        with time_limit(REQUEST_TIMEOUT_S):
+        with request_limit():
             for name, value in limits.items():
                 self.execute_sql(limit, (value, name))
         until = monotonic() + LOCK_WAIT_S
         while monotonic() < until:
-            with time_limit(REQUEST_TIMEOUT_S):
+            with request_limit():
                 if self.execute_sql(lock, (SCHEMA_LOCK,)).fetchone()[0]:
                     return
             sleep(LOCK_PAUSE_S)
@@ -252,7 +252,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
         with self._own_connection():
-            with time_limit(REQUEST_TIMEOUT_S):
+            with request_limit():
                 self.connect()
             # Read committed, to see what another server did while this one waited.
             with self.atomic("READ COMMITTED"):

@@ -86,9 +86,9 @@ class StrictBoolean(ma.fields.Boolean):
     default_error_messages = MESSAGES
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
-        if value is not True and value is not False:
+        if not isinstance(value, bool):
             raise ma.ValidationError("Must be true or false.")
-        return bool(value)
+        return value
 
 
 class DecimalInteger(Described, ma.fields.Integer):
@@ -125,8 +125,10 @@ class DateOrTime(Described):
         if value == "":
             return None
         match = DATE_OR_TIME.fullmatch(value) if isinstance(value, str) else None
+        if not match:
+            raise ma.ValidationError(NOT_A_DATE_OR_TIME)
+        day, time, seconds, zone = match.groups()
         try:
-            day, time, seconds, zone = match.groups() if match else ("",) * 4
             if not time:
                 return date.fromisoformat(day).isoformat()
             moment = datetime.fromisoformat(f"{day}T{time}{seconds or ':00'}{zone or ''}")
