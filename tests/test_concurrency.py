@@ -230,14 +230,14 @@ def test_walks_under_writes_see_every_task_once(user: User) -> None:
 
 
 def test_a_crowd_loses_nothing(user: User) -> None:
-    """100 clients with tasks of their own, ten requests each: what was acknowledged is there."""
+    """100 clients with tasks of their own, 20 requests each: what was acknowledged is there."""
 
     def live(_: User, number: int) -> Counter[int]:
         chance, seen = random.Random(number), Counter[int]()
         tasks: dict[str, dict[str, Any]] = {}
         gone: dict[str, dict[str, Any]] = {}
         with User(user.server, f"{user.name}-{number}") as client:
-            for _turn in range(10):
+            for _turn in range(20):
                 task_id = chance.choice([*tasks, ""])
                 kind = chance.choice(KINDS)
                 if not task_id:
@@ -274,6 +274,7 @@ def test_a_crowd_loses_nothing(user: User) -> None:
     seen = sum(at_once(user, live, 100), Counter[int]())
     print(f"{seen.total()} requests: {dict(seen)}")
     assert set(seen) == {200, 201}
+    assert seen.total() == 100 * 20
 
 
 def test_servers_that_start_together_make_one_schema(
