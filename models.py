@@ -157,7 +157,7 @@ class StoredTask(NamedTuple):
 
 
 class Sorting(NamedTuple):
-    """By what a list is sorted, the time `{sort}_at` or one of SORT_TEXTS, and "asc" or "desc"."""
+    """The sort key of a list, one of SORT_TEXTS or the time `{sort}_at`, and "asc" or "desc"."""
 
     sort: str
     order: str
