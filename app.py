@@ -79,8 +79,8 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def open_database(settings: Settings) -> TaskDatabase:
-    if settings.database_url.startswith("sqlite:///"):
-        return Sqlite(settings.database_url.removeprefix("sqlite:///"), settings.threads)
+    if settings.sqlite_file:
+        return Sqlite(settings.sqlite_file, settings.threads)
     return Postgres(settings.database_url, settings.database_schema, settings.threads)
 
 

@@ -94,6 +94,12 @@ class Settings:
     jwt_leeway: int = 10
     warnings: tuple[str, ...] = ()  # What an operator should know, logged at the start.
 
+    @property
+    def sqlite_file(self) -> str:
+        """The path of SQLite's file, or "" for PostgreSQL."""
+        prefix, url = "sqlite:///", self.database_url
+        return url.removeprefix(prefix) if url.startswith(prefix) else ""
+
 
 def read_settings() -> Settings:
     """The settings in the environment and, for variables that are not set, in `./.env`.
@@ -125,8 +131,8 @@ def read_settings() -> Settings:
         port=number("PORT", 8000, 1, 65535),
         workers=number("WEB_CONCURRENCY", 2, 1, 64),
         threads=number("THREADS", 20, 5, 256),
-        trash_days=number("TRASH_DAYS", 30, 0, 36_500),
-        jwt_leeway=number("JWT_LEEWAY", 10, 0, 600),
+        trash_days=number("TRASH_DAYS", Settings.trash_days, 0, 36_500),
+        jwt_leeway=number("JWT_LEEWAY", Settings.jwt_leeway, 0, 600),
         **_read_callers(text, on_platform),
     )
 

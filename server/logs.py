@@ -143,7 +143,7 @@ def startup_summary(settings: Settings, addresses: list[str]) -> dict[str, str]:
     fields = {
         "address": address,
         "docs": f"{addresses[0]}/docs" if address.startswith("http") else "/docs",
-        "database": describe_database(settings.database_url),
+        "database": describe_database(settings),
         "origins": ", ".join(settings.cors_origins),
     }
     if settings.jwt_secret:
@@ -161,11 +161,11 @@ def log_warnings(settings: Settings) -> None:
         logging.getLogger("tasks.settings").warning(warning)
 
 
-def describe_database(url: str) -> str:
-    """The kind and the place of the database at `url`, without a password."""
-    if url.startswith("sqlite:///"):
-        return f"SQLite at {url.removeprefix('sqlite:///')}"
-    parts = parse_dsn(url)
+def describe_database(settings: Settings) -> str:
+    """The kind and the place of the database, without a password."""
+    if settings.sqlite_file:
+        return f"SQLite at {settings.sqlite_file}"
+    parts = parse_dsn(settings.database_url)
     port = f":{parts['port']}" if "port" in parts else ""
     return f"PostgreSQL at {parts.get('host', 'its socket')}{port}/{parts.get('dbname', '')}"
 
