@@ -18,7 +18,6 @@ from settings import Settings
 # RFC 6750, section 2.1, and RFC 9110, section 11.1: the scheme in any case.
 BEARER = re.compile(r"bearer\b(?: +([\w.~+/=-]+)\Z)?", re.ASCII | re.IGNORECASE)
 MAX_NUMERIC_DATE = 253402300799  # The end of the year 9999, in seconds since 1970.
-INVALID_TOKEN = 'Bearer error="invalid_token"'
 MISSING = "The bearer token is missing: send the header Authorization: Bearer TOKEN."
 INVALID = "The bearer token is not valid, or has expired. The log of the server says why."
 MAX_DESCRIBED = 200
@@ -37,10 +36,10 @@ log = logging.getLogger("tasks.auth")
 class Unauthenticated(Unauthorized):
     """A 401 with a challenge (RFC 6750, section 3). Only the log gets the reason."""
 
-    def __init__(self, reason: str, challenge: str = INVALID_TOKEN) -> None:
-        super().__init__(MISSING if challenge == "Bearer" else INVALID)
+    def __init__(self, reason: str, is_missing: bool = False) -> None:
+        super().__init__(MISSING if is_missing else INVALID)
         self.reason = reason
-        self.challenge = challenge
+        self.challenge = "Bearer" if is_missing else 'Bearer error="invalid_token"'
 
     def get_headers(self, *arguments: Any) -> list[tuple[str, str]]:
         return [*super().get_headers(*arguments), ("WWW-Authenticate", self.challenge)]
@@ -105,20 +104,18 @@ class Verifier:
 
     def _explain(self, error: Exception, token: str) -> str:
         """Why `token` is refused: what was found and expected, without the token itself."""
+        if wrong := WRONG.get(type(error)):
+            with suppress(Exception):  # A token can have parts that cannot be read.
+                parts = jwt.decode_complete(token, options={"verify_signature": False})
+                found = {"nbf": None, "iat": None} | parts["header"] | parts["payload"]
+                return wrong.format_map(
+                    {name: describe(value) for name, value in found.items()}
+                    | {"now": describe(time()), "issuer": self.settings.jwt_issuer}
+                    | {"audience": " or ".join(self.settings.jwt_audience)}
+                )
         message = str(error) or type(error).__name__
         reason = message.encode("ascii", "backslashreplace").decode()[: 3 * MAX_DESCRIBED]
-        if type(error) is jwt.DecodeError:
-            reason = f"Not a JWT: {reason}"
-        with suppress(Exception):  # A token can have parts that cannot be read.
-            wrong = WRONG[type(error)]
-            parts = jwt.decode_complete(token, options={"verify_signature": False})
-            found = {"nbf": None, "iat": None} | parts["header"] | parts["payload"]
-            reason = wrong.format_map(
-                {name: describe(value) for name, value in found.items()}
-                | {"now": describe(time()), "issuer": self.settings.jwt_issuer}
-                | {"audience": " or ".join(self.settings.jwt_audience)}
-            )
-        return reason
+        return f"Not a JWT: {reason}" if type(error) is jwt.DecodeError else reason
 
 
 def describe(value: object) -> str:
@@ -163,7 +160,7 @@ def bearer_token() -> str:
     """The token of the request. Raises Unauthenticated."""
     match = BEARER.match(request.headers.get("Authorization", ""))
     if not match:
-        raise Unauthenticated("No bearer token", "Bearer")
+        raise Unauthenticated("No bearer token", is_missing=True)
     if not match[1]:
         raise Unauthenticated("Not a JWT: The header Authorization is not `Bearer TOKEN`")
     return match[1]
