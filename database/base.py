@@ -188,11 +188,15 @@ def time_left() -> float:
 
 def unavailable(reason: object, detail: str = NOTHING_CHANGED) -> ServiceUnavailable:
     """Log `reason`, and make a 503. The client sees only `detail`."""
-    if isinstance(reason, UnicodeDecodeError):
-        reason = reason.object.decode(errors="replace")  # The server's message.
-    first_line = str(reason).strip().partition("\n")[0]
-    log.warning("database unavailable: %s", first_line or repr(reason))
+    log.warning("database unavailable: %s", first_line(reason))
     return ServiceUnavailable(detail, retry_after=1)
+
+
+def first_line(reason: object) -> str:
+    """The first line of an error's message, also if the driver could not decode it."""
+    if isinstance(reason, UnicodeDecodeError):
+        reason = reason.object.decode(errors="replace")
+    return str(reason).strip().partition("\n")[0] or repr(reason)
 
 
 def rfc3339(moment: datetime) -> str:
