@@ -461,10 +461,9 @@ def test_the_image_has_only_what_serves() -> None:
         "models.py",
         "resources.py",
         "schemas.py",
-        "settings.py",
         "gunicorn.conf.py",
     }
-    assert sent == {"auth", "database", "server", "web", "requirements.txt"} | files
+    assert sent == {"auth", "database", "server", "settings", "web", "requirements.txt"} | files
     assert not any(map(is_sent_to_docker, (".env", "tasks.db", ".git", "__pycache__")))
 
 

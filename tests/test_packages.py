@@ -14,7 +14,7 @@ from support.server import ROOT
 
 # They come with a virtual environment.
 INSTALLERS = {"pip", "setuptools", "wheel"}
-PACKAGES = ("auth", "database", "server", "web")
+PACKAGES = ("auth", "database", "server", "settings", "web")
 FILES = sorted(ROOT.glob("*.py"))
 FILES += sorted(file for package in PACKAGES for file in (ROOT / package).glob("*.py"))
 # The direction of imports: a part, and the parts that it may know.

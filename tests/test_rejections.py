@@ -167,7 +167,7 @@ PATHS = {
     "a path below complete": (call(b"PATCH", b"{tasks}/1/complete/x"), 404),
     "a file above the docs": (call(b"GET", b"/docs/swagger-ui/../../../app.py"), 404),
     "an escaped file above the docs": (call(b"GET", b"/docs/swagger-ui/%2e%2e/__init__.py"), 404),
-    "a file above static": (call(b"GET", b"/static/..%2f..%2fsettings.py"), 404),
+    "a file above static": (call(b"GET", b"/static/..%2f..%2fmodels.py"), 404),
     "DELETE of all tasks": (call(b"DELETE", b"{tasks}"), 405),
     "PATCH of all tasks": (call(b"PATCH", b"{tasks}"), 405),
     "POST to a task": (post(A_TASK).replace(b"{tasks}", b"{tasks}/1"), 405),

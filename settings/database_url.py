@@ -1,0 +1,119 @@
+"""DATABASE_URL, in any form in which people have it."""
+
+import os
+import re
+import sqlite3
+import ssl
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+
+from settings.variables import InvalidSetting, Variables, check
+
+# A URL is often copied as part of a command or an assignment: psql '...', export NAME="...".
+# In a password that is not percent-encoded, libpq takes what follows an @ or a / for the host.
+POSTGRES_URL = re.compile(
+    r"""[\w\s='":]*?postgres(?:ql)?(?:\+\w+)?://"""
+    r"""(?P<credentials>[^@/\s'"]*@)?(?P<host>[^?\s'"]*)\??(?P<query>[^\s'"]*)['"]?"""
+)
+NOWHERE = "/no-such-folder"
+POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
+SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
+# Other drivers' words for an `sslmode`.
+SSL_MODES = {"true": "require", "1": "require", "no-verify": "require"}
+SSL_MODES |= {"false": "prefer", "0": "prefer"}
+
+
+def read_database_url(variables: Variables) -> tuple[str, str]:
+    """The URL in the form that libpq or SQLite needs, and the schema of the tables."""
+    text = variables.text("DATABASE_URL")
+    if match := POSTGRES_URL.fullmatch(text):
+        return read_postgres_url(**match.groupdict(""))
+    if not text and variables.on_platform:
+        raise InvalidSetting(
+            f"DATABASE_URL is not set: expected {POSTGRES_FORM},"
+            " since a file on this platform is lost with every deploy"
+        )
+    text = text or "sqlite:///tasks.db"
+    file = Path(text.removeprefix("sqlite:///"))
+    is_file = file.name not in {"", ":memory:"} and not os.path.isdir(file)
+    valid = text.startswith("sqlite:///") and is_file
+    check("DATABASE_URL", valid, f"{POSTGRES_FORM} or sqlite:///FILE")
+    reason = f"since Python's SQLite is {sqlite3.sqlite_version}, older than 3.35"
+    check("DATABASE_URL", sqlite3.sqlite_version_info >= (3, 35), f"{POSTGRES_FORM}, {reason}")
+    check("DATABASE_URL", "?" not in text, "sqlite:///FILE without parameters")
+    check("DATABASE_URL", os.access(file.parent, os.W_OK), f"a writable folder, not {file.parent}")
+    return f"sqlite:///{file}", "public"
+
+
+def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str]:
+    """A URL of these parts, without the parameters that libpq refuses, and the schema.
+
+    A URL that is copied from another driver's settings has such parameters (`?pgbouncer=true`). The
+    schema is `?schema=NAME`, or the search_path in `options`.
+    """
+    given = dict(parse_qsl(query))
+    parameters = []
+    for name, _, value in (parameter.partition("=") for parameter in query.split("&")):
+        if name == "ssl" and "sslmode" in given:
+            continue
+        if name in {"ssl", "sslmode"}:
+            name, value = "sslmode", SSL_MODES.get(value.lower(), value.lower())
+        elif name == "unix_sock":
+            name, value = "host", value.rpartition("/")[0]
+        if value and parse_url(f"postgresql://?{name}={value}") is not None:
+            parameters.append(f"{name}={value}")
+    url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
+    parts = parse_url(url)
+    reason = find_libpq_error(url, parts) if parts else "the form"
+    # A message about the port is not repeated: it can contain a part of the password.
+    valid = parts is not None and "@" not in host and "port" not in reason
+    expected = f"{POSTGRES_FORM}, with special characters in the password percent-encoded"
+    check("DATABASE_URL", valid, expected)
+    check("DATABASE_URL", not reason, f"parameters that libpq accepts, which says: {reason}")
+    if parts and parts.get("sslrootcert") == "system":
+        set_certificate_paths()
+        valid = parts.get("sslmode", "verify-full") == "verify-full"
+        check("DATABASE_URL", valid, "sslmode=verify-full or none with sslrootcert=system")
+    search_path = re.search(r"search_path=([^,\s]+)", given.get("options", ""))
+    schema = given.get("schema") or (search_path[1] if search_path else "public")
+    expected = "a schema of up to 63 letters, digits and _, a letter first"
+    check("DATABASE_URL", SCHEMA_NAME.fullmatch(schema), expected)
+    return url, schema
+
+
+def parse_url(url: str) -> dict[str, Any] | None:
+    """The options in `url` by libpq's names, or None if libpq refuses it."""
+    try:
+        return parse_dsn(url)
+    except psycopg2.ProgrammingError:
+        return None
+
+
+def find_libpq_error(url: str, parts: dict[str, Any]) -> str:
+    """Why libpq refuses a value in `url`, or "". It checks all of them before it connects."""
+    others = max(parts.get(name, "").count(",") for name in ("host", "hostaddr"))
+    try:
+        psycopg2.connect(url, host=NOWHERE + f",{NOWHERE}" * others, hostaddr="").close()
+    except psycopg2.OperationalError as error:
+        return "" if NOWHERE in str(error) else str(error).strip()
+    return ""
+
+
+def set_certificate_paths() -> None:
+    """Set the paths of the system's certificate authorities for psycopg2's own OpenSSL.
+
+    Without them, the OpenSSL of a wheel looks in the folder in which the wheel was built.
+    """
+    paths = ssl.get_default_verify_paths()
+    found = paths.cafile or (paths.capath and os.listdir(paths.capath))
+    remedy = f"the package ca-certificates, or the path of a file in {paths.openssl_cafile_env}"
+    expected = f"{remedy}, since sslrootcert=system is set and this system has no certificates"
+    check("DATABASE_URL", found, expected)
+    if paths.cafile:
+        os.environ[paths.openssl_cafile_env] = paths.cafile
+    if paths.capath:
+        os.environ[paths.openssl_capath_env] = paths.capath
