@@ -2,13 +2,8 @@
 
 import math
 import select
-import socket
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from ipaddress import ip_address
-from itertools import zip_longest
+from contextlib import contextmanager
 from random import random
 from time import monotonic, sleep
 from typing import Any
@@ -22,12 +17,13 @@ from database.base import (
     UPGRADING,
     Read,
     TaskDatabase,
-    in_background,
     request_limit,
     time_left,
     time_limit,
     unavailable,
 )
+from database.hosts import Hosts
+from database.pool import Pool
 
 # The longest time to connect, for the server to run a statement, and for the network besides.
 CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, NETWORK_S = 5.0, 4.0, 1.0
@@ -35,13 +31,9 @@ CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, NETWORK_S = 5.0, 4.0, 1.0
 MIN_TIME_LEFT_S = 2 * NETWORK_S
 # The sleep before a retry is random; its maximum doubles from the first to the second of these.
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
-# How long an idle connection stays open. The last one is never closed.
-MAX_IDLE_S = 60.0
-# How long a host that was silent is the last one to be tried.
-SILENT_HOST_S = 20.0
 # The number of the advisory lock, which every server uses, the pause between two tries, and the
-# time for all of them.
-SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S = 0x7461736B, 0.02, 30.0
+# time for all of them. PostgreSQL releases the lock of a client that it has not heard for so long.
+SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S, LOST_CLIENT_S = 0x7461736B, 0.02, 30.0, 60.0
 # How long a migration waits for a table, while every request waits behind it, and the pause after.
 # After a second (deadlock_timeout), PostgreSQL cancels an autovacuum that is in the way.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
@@ -66,46 +58,30 @@ SCHEMA_ERRORS = (
     errors.InvalidColumnReference,  # A conflict target without its primary key.
 )
 
-# Idle connections, each with the time since which it is idle. The last one is used first.
-Stack = list[tuple[float, extensions.connection]]
-# A host as libpq's options name it.
-HOST_OPTIONS = ("host", "hostaddr", "port")
-Host = tuple[str, str, str]
-
 
 class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
-    """A pool of connections, which are opened on demand, reused and closed when idle."""
+    """PostgreSQL, with connections that are opened on demand, reused and closed when idle."""
 
     find_task = "SELECT to_regclass('task')"  # In the search_path of `_schema_lock`.
 
     def __init__(self, url: str, schema: str, threads: int) -> None:
         super().__init__(url, threads=threads)
         self.schema = schema
-        self._parameters = extensions.parse_dsn(url)
+        self._hosts = Hosts(extensions.parse_dsn(url))
+        self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)
-        self._stack: Stack = []
-        self._closes_idle = False
-        self._lookup: Future[list[Host]] | None = None
-        # The position of the host to try first, and until when.
-        self._first_host, self._first_until = 0, 0.0
 
     def _connect(self) -> extensions.connection:
-        first_host = self._first_host if monotonic() < self._first_until else 0
-        with time_limit(min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)):
-            hosts = self._hosts(first_host)
-            try:
-                connection = psycopg2.connect(
-                    extensions.make_dsn(self.database, **hosts),
-                    client_encoding="UTF8",
-                    fallback_application_name="task-api",
-                    keepalives_idle=3,
-                    keepalives_interval=1,
-                    keepalives_count=3,
-                )
-            except TimeoutError:
-                # The others had no time.
-                self._first_host, self._first_until = first_host + 1, monotonic() + SILENT_HOST_S
-                raise
+        limit_s = min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)
+        with time_limit(limit_s), self._hosts.options() as hosts:
+            connection = psycopg2.connect(
+                extensions.make_dsn(self.database, **hosts),
+                client_encoding="UTF8",
+                fallback_application_name="task-api",
+                keepalives_idle=3,
+                keepalives_interval=1,
+                keepalives_count=3,
+            )
         if connection.get_parameter_status("server_encoding") not in {"UTF8", None}:
             connection.close()
             raise psycopg2.OperationalError("the database's encoding is not UTF8")
@@ -113,51 +89,36 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         extensions.register_type(UUID_AS_TEXT, connection)
         return connection
 
-    def _hosts(self, first: int) -> dict[str, str]:
-        """The hosts for libpq, which tries them in order: the one at `first`, and then the others.
-
-        libpq's own lookup has no limit. One lookup runs at a time, so a silent resolver holds one
-        thread. Raises DRIVER_ERRORS.
-        """
-        if self._lookup is None or self._lookup.done():
-            self._lookup = in_background(lambda: resolve(self._parameters))
-        try:
-            hosts = self._lookup.result(time_left())
-        except TimeoutError as error:
-            raise psycopg2.OperationalError("the resolver did not respond in time") from error
-        first %= len(hosts)
-        lists = map(",".join, zip(*hosts[first:], *hosts[:first], strict=True))
-        return {name: text for name, text in zip(HOST_OPTIONS, lists, strict=True) if text}
-
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
         is_write = not sql.startswith("SELECT")
         is_lost_write = was_demoted = False
         failure: Exception | None = None
         for _ in attempts():
+            pool = self._pool
             try:
-                stack, connection = self._pop()
+                connection = pool.pop() or self._connect()
             except DRIVER_ERRORS as error:
                 failure = error
                 self.slot_wait_s = 0.0  # In an outage, no request waits for a slot.
                 continue
             if time_left() <= NETWORK_S:  # The process was suspended.
-                self._push(stack, connection)
+                pool.push(connection)
                 break
             try:
                 rows = execute(connection, sql, values, read)
             except DRIVER_ERRORS as error:
                 failure = error
                 if is_lost(connection, error):
-                    self._discard(stack, connection)
+                    self._discard(pool, connection)
                     is_lost_write |= is_write
                     sql = again
                     if is_write and isinstance(error, TimeoutError):
                         break  # It may still run in the server: it must not be sent again.
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
-                    self._discard(stack, connection)
+                    self._discard(pool, connection)
                     was_demoted = True
                 else:
-                    self._push(stack, connection)
+                    pool.push(connection)
                     if isinstance(error, extensions.TransactionRollbackError):
                         continue
                     if isinstance(error, SCHEMA_ERRORS):
@@ -166,46 +127,19 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                         raise
                     break
             else:
-                self._push(stack, connection)
+                pool.push(connection)
+                self.slot_wait_s = TaskDatabase.slot_wait_s
                 return rows
         canceled = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
         reason = failure or "no time was left to send the statement"
         raise unavailable(reason, MAYBE_CHANGED if is_lost_write else canceled) from failure
 
-    def _pop(self) -> tuple[Stack, extensions.connection]:
-        """Take a connection from the stack, or open one. Raises DRIVER_ERRORS."""
-        stack = self._stack
-        try:
-            return stack, stack.pop()[1]
-        except IndexError:  # It is empty.
-            return stack, self._connect()
-
-    def _push(self, stack: Stack, connection: extensions.connection) -> None:
-        self.slot_wait_s = TaskDatabase.slot_wait_s
-        stack.append((monotonic(), connection))
-        if stack is not self._stack:  # A connection of its age was lost meanwhile.
-            close_all(stack)
-        elif len(stack) > 1 and not self._closes_idle:
-            self._closes_idle = True
-            timer = threading.Timer(MAX_IDLE_S, self._close_idle)
-            timer.daemon = True
-            timer.start()
-
-    def _close_idle(self) -> None:
-        """Close what is idle for MAX_IDLE_S. `_push` starts this again while several are idle."""
-        stack, until = self._stack, monotonic() - MAX_IDLE_S
-        self._closes_idle = False
-        with suppress(IndexError):  # Other threads use the stack at the same time.
-            while len(stack) > 1 and stack[0][0] <= until:
-                stack.pop(0)[1].close()
-            self._push(stack, stack.pop()[1])
-
-    def _discard(self, stack: Stack, lost: extensions.connection) -> None:
+    def _discard(self, pool: Pool, lost: extensions.connection) -> None:
         """Close a lost connection, and the idle ones: they are as old, and may be lost, too."""
-        if self._stack is stack:
-            self._stack = []
+        if self._pool is pool:
+            self._pool = Pool()
         lost.close()
-        close_all(stack)
+        pool.close()
 
     def _is_current(self) -> bool:
         # Most starts thus need no lock, which another server may hold for long.
@@ -228,13 +162,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             self.dispose()
 
     def _await_lock(self) -> None:
-        """Wait for LOCK_WAIT_S. PostgreSQL releases the lock of a lost client after MAX_IDLE_S.
-
-        Raises ServiceUnavailable.
-        """
+        """Take the lock, which is released with the transaction. Raises ServiceUnavailable."""
         limits = dict.fromkeys(("statement_timeout", "transaction_timeout"), "0")
         limits["lock_timeout"] = str(int(1000 * TABLE_WAIT_S))
-        limits["idle_in_transaction_session_timeout"] = str(int(1000 * MAX_IDLE_S))
+        limits["idle_in_transaction_session_timeout"] = str(int(1000 * LOST_CLIENT_S))
         # Older servers do not have all of them.
         limit = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = %s"
         lock = "SELECT pg_try_advisory_xact_lock(%s)"
@@ -264,13 +195,6 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 yield
 
 
-def close_all(stack: Stack) -> None:
-    """Close the connections of a stack, to which other threads may push."""
-    with suppress(IndexError):
-        while True:
-            stack.pop()[1].close()
-
-
 def attempts() -> Iterator[None]:
     """Yield for each try until MIN_TIME_LEFT_S is left, with a growing random sleep in between."""
     longest = FIRST_SLEEP_S
@@ -292,34 +216,6 @@ def execute(
     with time_limit(seconds + NETWORK_S), connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}; {sql}", values)
         return read(cursor)
-
-
-def resolve(parameters: Mapping[str, str]) -> list[Host]:
-    """The hosts of a connection, one for each address of a name. Raises OSError."""
-    names, given, ports = (parameters.get(name, "").split(",") for name in HOST_OPTIONS)
-    ports *= max(len(names), len(given)) if len(ports) == 1 else 1
-    hosts: list[Host] = []
-    failure = None
-    for name, address, port in zip_longest(names, given, ports, fillvalue=""):
-        if address or not is_name(name):
-            hosts.append((name, address, port))
-            continue
-        try:
-            infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-            hosts += [(name, str(info[4][0]), port) for info in infos]
-        except OSError as error:  # Another name may have an address.
-            failure = error
-    if failure and not hosts:
-        raise failure
-    return hosts
-
-
-def is_name(host: str) -> bool:
-    """Whether `host` is a name to resolve: neither an IP address nor the folder of a socket."""
-    with suppress(ValueError):
-        ip_address(host)
-        return False
-    return bool(host) and host[0] not in "/@"
 
 
 def wait_for_server(connection: extensions.connection) -> None:

@@ -250,7 +250,7 @@ def test_connections_are_closed_when_they_are_not_used(
     tmp_path: Path, cluster: Cluster, database: str, network: Network, idle: float
 ) -> None:
     (tmp_path / "short.py").write_text(
-        f"import app, database.postgres\ndatabase.postgres.MAX_IDLE_S = {idle}\n"
+        f"import app, database.pool\ndatabase.pool.MAX_IDLE_S = {idle}\n"
         "create_app = app.create_app\n"
     )
     options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}

@@ -1,0 +1,83 @@
+"""The hosts of a PostgreSQL server, which are looked up within a deadline."""
+
+import socket
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from itertools import zip_longest
+from time import monotonic
+
+from database.base import in_background, time_left
+
+# How long a host that was silent is the last one to be tried.
+SILENT_HOST_S = 20.0
+# A host as libpq's options name it.
+HOST_OPTIONS = ("host", "hostaddr", "port")
+Host = tuple[str, str, str]
+
+
+class Hosts:
+    """The hosts in the `parameters` of a URL, in the order in which to try them."""
+
+    def __init__(self, parameters: Mapping[str, str]) -> None:
+        self._parameters = parameters
+        self._lookup: Future[list[Host]] | None = None
+        # The position of the host to try first, and until when.
+        self._first, self._first_until = 0, 0.0
+
+    @contextmanager
+    def options(self) -> Iterator[dict[str, str]]:
+        """The options with which libpq tries the hosts in order.
+
+        If connecting takes too long, the next one begins with another host. Raises OSError.
+        """
+        first = self._first if monotonic() < self._first_until else 0
+        hosts = self._look_up()
+        position = first % len(hosts)
+        lists = map(",".join, zip(*hosts[position:], *hosts[:position], strict=True))
+        try:
+            yield {name: text for name, text in zip(HOST_OPTIONS, lists, strict=True) if text}
+        except TimeoutError:  # The other hosts had no time.
+            self._first, self._first_until = first + 1, monotonic() + SILENT_HOST_S
+            raise
+
+    def _look_up(self) -> list[Host]:
+        """The addresses of all hosts. libpq's own lookup has no limit.
+
+        One lookup runs at a time, so a silent resolver holds one thread. Raises OSError.
+        """
+        if self._lookup is None or self._lookup.done():
+            self._lookup = in_background(lambda: resolve(self._parameters))
+        try:
+            return self._lookup.result(time_left())
+        except TimeoutError as error:
+            raise OSError("the resolver did not respond in time") from error
+
+
+def resolve(parameters: Mapping[str, str]) -> list[Host]:
+    """The hosts of a connection, one for each address of a name. Raises OSError."""
+    names, given, ports = (parameters.get(name, "").split(",") for name in HOST_OPTIONS)
+    ports *= max(len(names), len(given)) if len(ports) == 1 else 1
+    hosts: list[Host] = []
+    failure = None
+    for name, address, port in zip_longest(names, given, ports, fillvalue=""):
+        if address or not is_name(name):
+            hosts.append((name, address, port))
+            continue
+        try:
+            infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+            hosts += [(name, str(info[4][0]), port) for info in infos]
+        except OSError as error:  # Another name may have an address.
+            failure = error
+    if failure and not hosts:
+        raise failure
+    return hosts
+
+
+def is_name(host: str) -> bool:
+    """Whether `host` is a name to resolve: neither an IP address nor the folder of a socket."""
+    with suppress(ValueError):
+        ip_address(host)
+        return False
+    return bool(host) and host[0] not in "/@"

@@ -1,0 +1,56 @@
+"""The idle connections to PostgreSQL."""
+
+import threading
+from contextlib import suppress
+from time import monotonic
+
+from psycopg2.extensions import connection as Connection
+
+# How long an idle connection stays open. The last one is never closed.
+MAX_IDLE_S = 60.0
+
+
+class Pool:
+    """A stack of idle connections: the one that was used last is used first.
+
+    Many threads use it without a lock, since each operation on a list is atomic.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[float, Connection]] = []
+        self._timer: threading.Timer | None = None
+        self._is_closed = False
+
+    def pop(self) -> Connection | None:
+        """Take the connection that was used last, if there is an idle one."""
+        try:
+            return self._idle.pop()[1]
+        except IndexError:
+            return None
+
+    def push(self, connection: Connection) -> None:
+        """Keep an idle connection, or close it if the pool is closed."""
+        self._idle.append((monotonic(), connection))
+        if self._is_closed:
+            self.close()
+        elif len(self._idle) > 1 and not self._timer:
+            self._timer = threading.Timer(MAX_IDLE_S, self._close_idle)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def close(self) -> None:
+        """Close the idle connections now, and the others as soon as they are idle."""
+        self._is_closed = True
+        if self._timer:
+            self._timer.cancel()
+        with suppress(IndexError):
+            while True:
+                self._idle.pop()[1].close()
+
+    def _close_idle(self) -> None:
+        """Close what is idle for MAX_IDLE_S. `push` starts this again while several are idle."""
+        self._timer, until = None, monotonic() - MAX_IDLE_S
+        with suppress(IndexError):  # Other threads use the list at the same time.
+            while len(self._idle) > 1 and self._idle[0][0] <= until:
+                self._idle.pop(0)[1].close()
+            self.push(self._idle.pop()[1])
