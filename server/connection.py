@@ -1,0 +1,171 @@
+"""A client's connection: the request that arrives on it, and the response that waits for it."""
+
+import re
+import socket
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.http import RequestParser
+from gunicorn.http.message import RFC9110_6_5_1_FORBIDDEN_TRAILER
+from gunicorn.workers.gthread import TConn
+
+from settings import MAX_BODY
+
+# The most that is searched again for the end of a chunk's first line, and of the trailers.
+MAX_CHUNK_LINE, MAX_TRAILERS = 4 * 1024, 32 * 1024
+# The buffers that are sent in one call.
+SEND_BUFFERS = 100
+
+# The fields that say where a request ends, and whether the client waits to be told to go on.
+FRAMING = (b"content-length", b"transfer-encoding", b"expect")
+FIELD = re.compile(rb"\r\n(%b):[ \t]*([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
+LENGTH = re.compile(rb"0*(\d{1,9})")
+CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNORECASE)
+# A body whose end the head does not say is like one that is too large: no more of it is read.
+UNKNOWN_LENGTH = MAX_BODY + 1
+EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
+EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+# The first line of a chunk, whose extensions mean nothing here (RFC 9112, section 7.1.1).
+CHUNK = re.compile(rb"([0-9a-fA-F]+)(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
+# The end of a chunked body. With other trailers, the request is refused, and the connection closed.
+TRAILERS = re.compile(
+    rb"(?:(?!(?:content-type|%b):)[a-z0-9-]+:[\t -~\x80-\xff]*\r\n){0,50}\r\n"
+    % "|".join(RFC9110_6_5_1_FORBIDDEN_TRAILER).encode(),
+    re.IGNORECASE,
+)
+
+
+class ClientSocket(socket.socket):
+    """A socket whose `sendall` never waits: it keeps the data for `flush`."""
+
+    # Whether the application should answer 503, and whether the body is not whole. The application
+    # finds the socket in the WSGI environment.
+    is_refused = is_partial = False
+
+    def __init__(self, accepted: socket.socket) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self.unsent: list[Any] = []
+
+    def sendall(self, data: Any, _flags: int = 0) -> None:
+        self.unsent.append(data)
+
+    def flush(self) -> bool:
+        """Send what fits into the kernel's buffer. Returns False if the connection is lost."""
+        try:
+            while self.unsent:
+                sent = self.sendmsg(self.unsent[:SEND_BUFFERS])
+                while self.unsent and sent >= len(self.unsent[0]):
+                    sent -= len(self.unsent.pop(0))
+                if sent:
+                    self.unsent[0] = memoryview(self.unsent[0])[sent:]
+        except BlockingIOError:
+            return True
+        except OSError:  # The client left, or Gunicorn closed the socket after half a response.
+            self.unsent.clear()
+            return False
+        return True
+
+
+class Connection(TConn):
+    """A connection: the request that arrives, and the bytes that wait in either direction.
+
+    Gunicorn's parser validates the head. This class finds where the head ends, and reads the body
+    (RFC 9112, sections 6.3 and 7.1).
+    """
+
+    sock: ClientSocket
+    parser: RequestParser
+
+    def __init__(self, cfg: Config, accepted: socket.socket, client: Any, server: Any) -> None:
+        super().__init__(cfg, ClientSocket(accepted), client, server)
+        field_size = cfg.limit_request_field_size + len("\r\n")
+        self._max_head = cfg.limit_request_line + cfg.limit_request_fields * field_size
+        self.parser = RequestParser(cfg, (), client)
+        self.received = bytearray()
+        self.counted_bytes = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Wait for the next request, of which a part may have been received."""
+        self.head = bytearray()
+        self.body = bytearray()
+        self.sock.is_partial, self.expects_continue = True, False
+        self._length: int | None = 0  # Of the body; None if it is chunked.
+        self._searched = 0
+
+    @property
+    def size(self) -> int:
+        """The number of bytes that wait."""
+        arrived = len(self.head) + len(self.body) + len(self.received)
+        return arrived + sum(map(len, self.sock.unsent))
+
+    def can_respond(self) -> bool:
+        """Read what has been received. Returns whether a thread can handle the request.
+
+        It can if the request is whole, so that `sock.is_partial` is False, or if it is bad.
+        """
+        if not (self.head or self._read_head()):
+            return False
+        if self._length is None:
+            return self._read_chunks()
+        if len(self.received) < self._length:
+            return self._length > MAX_BODY
+        self.body = self.received[: self._length]
+        del self.received[: self._length]
+        self.sock.is_partial = False
+        return True
+
+    def _read_head(self) -> bool:
+        """Find the end of the head, and the length of the body. Returns False without an end."""
+        if lines := EMPTY_LINES.match(self.received):  # RFC 9112, section 2.2.
+            del self.received[: lines.end()]
+        begin = max(0, self._searched - 3)
+        self._searched = len(self.received)
+        end = self.received.find(b"\r\n\r\n", begin)
+        if end < 0:
+            end = self._searched
+            if end <= self._max_head and not BARE_LINE_FEED.search(self.received, begin):
+                return False
+        self.head, self.received = self.received, self.received[end + 4 :]
+        del self.head[end + 4 :]
+        fields = FIELD.findall(self.head)
+        length, codings, expected = (
+            b",".join(value.strip() for name, value in fields if name.lower() == wanted)
+            for wanted in FRAMING
+        )
+        is_new = self.head.endswith(b" HTTP/1.1", 0, self.head.find(b"\r\n"))
+        if codings:
+            is_chunked = is_new and not length and CHUNKED.fullmatch(codings)
+            self._length = None if is_chunked else UNKNOWN_LENGTH
+        else:
+            number = LENGTH.fullmatch(length or b"0")
+            self._length = int(number[1]) if number else UNKNOWN_LENGTH
+        self.expects_continue = is_new and expected.lower() == b"100-continue"
+        if fields:  # The parser would refuse an unknown expectation.
+            self.head = bytearray(EXPECT.sub(b"", self.head))
+        return True
+
+    def _read_chunks(self) -> bool:
+        """Do the work of `can_respond` for a chunked body."""
+        while chunk := CHUNK.match(self.received, 0, MAX_CHUNK_LINE):
+            begin, size = chunk.end(), int(chunk[1], 16)
+            end = begin + size
+            if size == 0:
+                if trailers := TRAILERS.match(self.received, begin, begin + MAX_TRAILERS):
+                    del self.received[: trailers.end()]
+                    self.sock.is_partial = False
+                    return True
+                is_long = len(self.received) - begin > MAX_TRAILERS
+                return is_long or self.received.find(b"\r\n\r\n", begin) >= 0
+            data = self.received[begin:end]
+            if len(self.body) + len(data) > MAX_BODY:
+                self.body += data  # The application refuses it for its length.
+                return True
+            if len(self.received) < end + 2:
+                return False
+            if not self.received.startswith(b"\r\n", end):
+                return True
+            self.body += data
+            del self.received[: end + 2]
+        return len(self.received) >= MAX_CHUNK_LINE or b"\r\n" in self.received
