@@ -19,7 +19,6 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
-from gunicorn import util
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
@@ -37,6 +36,7 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 # The most that is received in one call.
 RECEIVE_BYTES = 32 * 1024
 
+REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 HEALTH = re.compile(rb"(?:GET|HEAD) (?:https?://[^/ ]*)?/+health/?[ ?#]", re.IGNORECASE)
 # The result with which Gunicorn's `finish_request` keeps a connection.
 KEPT: Future[bool] = Future()
@@ -166,6 +166,9 @@ class Worker(ThreadWorker):
         except Exception as error:
             if not conn.sock.unsent:
                 self.handle_error(request, conn.sock, conn.client, error)
+                # Gunicorn writes its page with textwrap.dedent(), which Python 3.14 has changed.
+                page = b"".join(conn.sock.unsent)
+                conn.sock.unsent = [page.replace(b"\r\n\n", b"\r\n\r\n", 1)]
         keeps = conn.sock.flush() and keeps
         self.method_queue.defer(self.finish, conn, keeps)
 
@@ -241,7 +244,7 @@ class Worker(ThreadWorker):
             if until > now and fits and (few or self.nr_conns < self.worker_connections):
                 break
             if conn.size and not conn.sock.unsent:
-                util.write_error(conn.sock, 408, "Request Timeout", "")
+                conn.sock.sendall(REQUEST_TIMEOUT)
                 conn.sock.flush()
             self.drop(conn)
 

@@ -134,7 +134,8 @@ class Server:
             answer = b""
             while piece := connection.recv(65536):
                 answer += piece
-        head, _, body = answer.partition(b"\r\n\r\n")
+        head, end, body = answer.partition(b"\r\n\r\n")
+        assert end, f"no end of the head: {answer!r}"
         status, *lines = head.decode("latin-1").split("\r\n")
         headers = (line.split(": ", 1) for line in lines)
         return int(status.split()[1]), {name.lower(): value for name, value in headers}, body
