@@ -389,6 +389,9 @@ def test_the_server_of_flask_says_where_it_is_and_logs_no_query(tmp_path: Path) 
             time.sleep(0.02)
             text = (tmp_path / "log").read_text()
         assert requests.get(f"{found[1]}/api/ann/tasks?token=secret1").json() == []
+        # Its server decodes what is not UTF-8 to U+FFFD, whatever it was.
+        assert requests.get(f"{found[1]}/api/%ff/tasks").status_code == 404
+        assert requests.get(f"{found[1]}/api/a%2Fb/tasks").status_code == 404
     finally:
         process.terminate()
         process.wait(10)

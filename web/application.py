@@ -1,6 +1,7 @@
 """Flask with the behavior that this API needs."""
 
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from flask import Flask, Response, request
@@ -67,12 +68,15 @@ def refuse_other_spellings() -> None:
     for an escaped slash, which the server decodes to a separator (RFC 3986, section 2.2).
     Raises MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
-    path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]
-    if "%2f" in request.environ.get("RAW_URI", "").partition("?")[0].lower():
+    environ, method = request.environ, request.environ["REQUEST_METHOD"]
+    # As it was sent, by the names of Gunicorn and of other servers, some of which decode too much.
+    sent = environ.get("RAW_URI") or environ.get("REQUEST_URI") or environ["PATH_INFO"]
+    path = sent.partition("?")[0]
+    if "%2f" in path.lower():
         raise NotFound
     if method != request.method and request.url_rule:
         raise MethodNotAllowed(sorted(request.url_rule.methods or ()))
     try:
-        path.isascii() or path.encode("latin-1").decode()
+        unquote_to_bytes(path.encode("latin-1")).decode()
     except UnicodeDecodeError as error:
         raise NotFound from error
