@@ -53,7 +53,7 @@ class KeySet:
         self._url = url
         self._keys: Keys = {}
         self._stale_at = self._next_fetch_at = 0.0
-        self._failures = 0
+        self._failures = 0  # Since the last fetch that succeeded.
         self._problem = UNREACHABLE
         self._lock = threading.Lock()
         self._fetching = threading.Thread()
@@ -62,15 +62,19 @@ class KeySet:
     def find(self, kid: str | None) -> dict[str, PyJWK] | None:
         """The keys with the id `kid` by algorithm, or None. Without an id, the keys of the only id.
 
-        Only an unknown id waits for a fetch. Raises ServiceUnavailable while there are no keys.
+        Only an unknown id waits for a fetch. Raises ServiceUnavailable if the issuer does not
+        answer: the id may be that of a new key, and a 401 would sign its user out.
         """
-        if self._get(kid) is None:
-            self._wait_for(self._start_fetch())
-        elif monotonic() > self._stale_at:
-            self._start_fetch()
-        if not self._keys:
+        if self._get(kid):
+            if monotonic() > self._stale_at:
+                self._start_fetch()
+            return self._get(kid)
+        fetching = self._start_fetch()
+        self._wait_for(fetching)
+        found = self._get(kid)
+        if not found and (fetching.is_alive() or self._failures):
             raise ServiceUnavailable(self._problem, retry_after=1)
-        return self._get(kid)
+        return found
 
     def ids(self) -> list[str]:
         """The ids of the keys that are known."""
@@ -101,6 +105,7 @@ class KeySet:
         try:
             self._keys = read_keys(download(self._url))
             self._stale_at = monotonic() + MAX_AGE_S
+            self._failures, self._problem = 0, UNREACHABLE
         except Exception as error:  # A hostile answer can raise anything in the libraries.
             address = self._url.partition("?")[0]  # A query can contain an API key.
             log.warning("the keys at %s could not be fetched: %r", address, error)
