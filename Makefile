@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Empty if it is too old, or missing.
 NEW_ENOUGH = $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")')
+# The bundled PostgreSQL has no wheel for it. The server itself runs on 3.15.
+TOO_NEW = "The tests need Python 3.11 to 3.14, such as: make test PYTHON=python3.14 VENV=.venv-3.14"
 # Empty if it cannot make an environment: Debian has that in a package of its own.
 HAS_VENV = $(shell $(PYTHON) -c 'import ensurepip; print(True)' 2>/dev/null)
 
@@ -73,5 +75,6 @@ $(VENV)/run: requirements.txt
 	@touch $@
 
 $(VENV)/test: requirements-dev.txt $(VENV)/run
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 15) and $(TOO_NEW))'
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
