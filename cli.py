@@ -10,7 +10,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 import auth
 import models
-from database import ForeignTable, TaskDatabase, first_line
+from database import ForeignTable, TaskDatabase, one_line
 from server import configure_logging
 from settings import Settings
 
@@ -74,7 +74,7 @@ def database_errors() -> Iterator[None]:
     try:
         yield
     except ServiceUnavailable as error:
-        reason = first_line(error.__cause__ or error)
+        reason = one_line(error.__cause__ or error)
         raise click.ClickException(f"database unavailable: {reason}") from error
     except (ForeignTable, models.NotRemovable) as error:
         raise click.ClickException(str(error)) from error

@@ -7,7 +7,7 @@ from database.base import (
     TaskDatabase,
     count_rows,
     fetch_all,
-    first_line,
+    one_line,
     request_limit,
 )
 from database.compile import Parameter, statement
@@ -23,7 +23,7 @@ __all__ = [
     "TaskDatabase",
     "count_rows",
     "fetch_all",
-    "first_line",
+    "one_line",
     "request_limit",
     "sql",
     "statement",

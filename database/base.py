@@ -188,15 +188,20 @@ def time_left() -> float:
 
 def unavailable(reason: object, detail: str = NOTHING_CHANGED) -> ServiceUnavailable:
     """Log `reason`, and make a 503. The client sees only `detail`."""
-    log.warning("database unavailable: %s", first_line(reason))
+    log.warning("database unavailable: %s", one_line(reason))
     return ServiceUnavailable(detail, retry_after=1)
 
 
-def first_line(reason: object) -> str:
-    """The first line of an error's message, also if the driver could not decode it."""
+def one_line(reason: object) -> str:
+    """The first line of an error's message, also if the driver could not decode it.
+
+    Further lines can contain values. But if libpq tried several hosts, each has a line.
+    """
     if isinstance(reason, UnicodeDecodeError):
         reason = reason.object.decode(errors="replace")
-    return str(reason).strip().partition("\n")[0] or repr(reason)
+    first, *others = str(reason).strip().split("\n")
+    hosts = [line for line in others if line.startswith("connection to server at")]
+    return "; ".join([first, *hosts]) if first else repr(reason)
 
 
 def rfc3339(moment: datetime) -> str:

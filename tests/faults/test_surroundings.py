@@ -23,10 +23,10 @@ from support.network import Load, Network, eventually
 from support.server import HASTY, REAL, Server, User
 
 from database.postgres import Postgres
-from testbed.cluster import PASSWORD, Cluster
+from testbed.cluster import PASSWORD, Cluster, free_port
 
 # The timer of a socket in the output of `ss`, which has no number at 0.
-WITHIN_3_S = re.compile(r"timer:\(keepalive,([123]sec|([12]\.)?\d+ms)?,")
+WITHIN_3_S = re.compile(r"timer:\(keepalive,([123]sec|[012]\.\d+sec|([12]\.)?\d+ms)?,")
 
 
 def quiet(server: Server) -> None:
@@ -243,6 +243,18 @@ def test_names_are_resolved(tmp_path: Path, cluster: Cluster, database: str) -> 
     with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
         user.create()
     quiet(server)
+
+
+def test_the_log_has_the_reason_of_each_host(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """The first may be an IPv6 address that this machine has no route to."""
+    url = cluster.url(database).replace("127.0.0.1", f"127.0.0.1:{free_port()},localhost")
+    with Server(tmp_path, DATABASE_URL=url.replace(PASSWORD, "wrong")) as server:
+        assert requests.get(f"{server.url}/ready").status_code == 503
+    (reason,) = {line["message"] for line in server.log() if "unavailable" in line["message"]}
+    assert "Connection refused; connection to server at" in reason
+    assert "password authentication failed" in reason
 
 
 @pytest.mark.parametrize("idle", [0.5, 60.0])
