@@ -64,7 +64,7 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
             name, value = "sslmode", SSL_MODES.get(value.lower(), value.lower())
         elif name == "unix_sock":
             name, value = "host", value.rpartition("/")[0]
-        if value and parse_url(f"postgresql://?{name}={value}") is not None:
+        if value and parse_url(f"postgresql://?{name}=x") is not None:
             parameters.append(f"{name}={value}")
     url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
     parts = parse_url(url)
