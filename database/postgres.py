@@ -17,6 +17,7 @@ from database.base import (
     UPGRADING,
     Read,
     TaskDatabase,
+    one_line,
     request_limit,
     time_left,
     time_limit,
@@ -74,14 +75,17 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def _connect(self) -> extensions.connection:
         limit_s = min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)
         with time_limit(limit_s), self._hosts.options() as hosts:
-            connection = psycopg2.connect(
-                extensions.make_dsn(self.database, **hosts),
-                client_encoding="UTF8",
-                fallback_application_name="task-api",
-                keepalives_idle=3,
-                keepalives_interval=1,
-                keepalives_count=3,
-            )
+            try:
+                connection = psycopg2.connect(
+                    extensions.make_dsn(self.database, **hosts),
+                    client_encoding="UTF8",
+                    fallback_application_name="task-api",
+                    keepalives_idle=3,
+                    keepalives_interval=1,
+                    keepalives_count=3,
+                )
+            except (psycopg2.OperationalError, TimeoutError) as error:
+                raise type(error)(f"cannot connect: {one_line(error)}") from error
         if connection.get_parameter_status("server_encoding") not in {"UTF8", None}:
             connection.close()
             raise psycopg2.OperationalError("the database's encoding is not UTF8")
@@ -124,7 +128,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     if isinstance(error, SCHEMA_ERRORS):
                         self._schema_is_current = False
                     elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
-                        raise
+                        # Further lines can have the row, which must not get into the log.
+                        raise type(error)(one_line(error)) from None
                     break
             else:
                 pool.push(connection)

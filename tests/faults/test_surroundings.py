@@ -253,8 +253,22 @@ def test_the_log_has_the_reason_of_each_host(
     with Server(tmp_path, DATABASE_URL=url.replace(PASSWORD, "wrong")) as server:
         assert requests.get(f"{server.url}/ready").status_code == 503
     (reason,) = {line["message"] for line in server.log() if "unavailable" in line["message"]}
-    assert "Connection refused; connection to server at" in reason
+    assert "cannot connect: Connection refused; connection to server at" in reason
     assert "password authentication failed" in reason
+
+
+@pytest.mark.parametrize("change", ["ADD org int NOT NULL", "ADD CHECK (title = 'x')"])
+def test_a_table_that_refuses_a_task_does_not_get_it_into_the_log(
+    tmp_path: Path, cluster: Cluster, database: str, change: str
+) -> None:
+    """As an operator may have changed it. PostgreSQL quotes the row in the error's details."""
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "ann") as ann:
+        assert ann.tasks() == []
+        cluster.execute(f"ALTER TABLE task {change}", database)
+        assert ann.post("/tasks", json={"title": "secret1"}).status_code == 500
+    (error,) = (line for line in server.log() if "traceback" in line)
+    assert "violates" in error["traceback"]
+    assert "secret1" not in server.log_file.read_text()
 
 
 @pytest.mark.parametrize("idle", [0.5, 60.0])
