@@ -20,6 +20,8 @@ from web import Blueprint, Invalid, QuerySchema
 
 # RFC 9110, section 8.8.3. A tag without its quotes is also understood.
 ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*"|[^\s,"]+)', re.IGNORECASE)
+# What Apache and Jetty add to the tag of a response that they compress.
+COMPRESSION = re.compile(r"--?(?:br|deflate|gzip|zstd)\Z")
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 # The longest URL that can be requested with any method.
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
@@ -261,7 +263,7 @@ def if_match() -> list[str] | None:
 def sent_tags(header: str) -> Iterator[str]:
     """The entity tags in a header of the request, one by one. A weak tag is treated as strong."""
     for match in ENTITY_TAG.finditer(request.headers.get(header, "")):
-        yield match[1].strip('"')
+        yield COMPRESSION.sub("", match[1].strip('"'))
 
 
 def idempotency_key() -> str | None:

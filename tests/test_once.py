@@ -210,6 +210,22 @@ def test_a_task_that_is_known_is_not_sent_again(user: User) -> None:
     assert user.get(path, headers={"If-None-Match": tag}).status_code == 200
 
 
+@pytest.mark.parametrize("suffix", ["-gzip", "-br", "--gzip"])
+def test_a_tag_is_known_again_after_a_proxy_has_compressed_its_response(
+    user: User, suffix: str
+) -> None:
+    """Apache's mod_deflate and mod_brotli, and Jetty, add a suffix."""
+    path = f"/tasks/{user.create()['id']}"
+    for known in (path, "/tasks"):
+        tag = user.get(known).headers["ETag"].replace('"', "")
+        for sent in (f'"{tag}{suffix}"', f'W/"{tag}{suffix}"'):
+            assert user.get(known, headers={"If-None-Match": sent}).status_code == 304
+    tag = user.get(path).headers["ETag"].replace('"', "")
+    for status in (200, 412):
+        sent = {"If-Match": f'"{tag}{suffix}"'}
+        assert user.patch(path, json={"title": "x"}, headers=sent).status_code == status
+
+
 @pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
 def test_two_slashes_are_as_good_as_one_and_keep_the_condition(
     user: User, method: str, suffix: str, body: object
