@@ -297,7 +297,7 @@ def health() -> Response:
 
     Sends nothing to the database, so a suspended database stays suspended.
     """
-    return jsonify(status="ok")
+    return status_response()
 
 
 @service.route("/ready")
@@ -309,4 +309,11 @@ def ready() -> Response:
     Sends one statement to the database, which resumes a suspended database.
     """
     models.ping()
-    return jsonify(status="ok")
+    return status_response()
+
+
+def status_response() -> Response:
+    """The response of a check. From a cache, it could be that of a server which is down since."""
+    response = jsonify(status="ok")
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -3,6 +3,7 @@
 from uuid import uuid4
 
 import pytest
+import requests
 from support.server import User
 
 
@@ -70,3 +71,19 @@ def test_a_browser_asks_again_before_it_shows_what_it_keeps(user: User) -> None:
             response = user.request(method, path, headers=headers)
             assert response.status_code == status
             assert response.headers["Cache-Control"] == "private, no-cache"
+
+
+@pytest.mark.parametrize(
+    "path, status",
+    [
+        ("/api/ann/tasks/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d", 404),
+        ("/api/ann/tasks?limit=0", 422),
+        ("/nope", 404),
+        ("/health", 200),
+        ("/ready", 200),
+    ],
+)
+def test_no_cache_keeps_an_error_or_a_check(user: User, path: str, status: int) -> None:
+    """Varnish keeps a 404 without Cache-Control for two minutes, also past a restore."""
+    response = requests.get(user.server.url + path)
+    assert (response.status_code, response.headers["Cache-Control"]) == (status, "no-store")

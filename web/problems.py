@@ -85,4 +85,6 @@ def to_response(error: HTTPException) -> Response:
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
     response.headers["Content-Type"] = CONTENT_TYPE
+    # Without it, a cache may keep a 404 (RFC 9110, section 15.1) past the creation or a restore.
+    response.headers["Cache-Control"] = "no-store"
     return response
