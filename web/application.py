@@ -78,5 +78,5 @@ def refuse_other_spellings() -> None:
         raise MethodNotAllowed(sorted(request.url_rule.methods or ()))
     try:
         unquote_to_bytes(path.encode("latin-1")).decode()
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise NotFound from error
