@@ -6,7 +6,7 @@ from time import monotonic
 
 from psycopg2.extensions import connection as Connection
 
-# How long an idle connection stays open. The last one is never closed.
+# An idle connection is closed after one to two times this, except for the last one.
 MAX_IDLE_S = 60.0
 
 
