@@ -4,7 +4,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from settings.variables import Variables, check
+from settings.variables import Variables, check, strip
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # Hosts that are not on the internet: names of Compose, Kubernetes and platforms' private
@@ -28,7 +28,8 @@ def read_callers(variables: Variables) -> dict[str, Any]:
     text = variables.text
     secret_name = "JWT_SECRET" if text("JWT_SECRET") else "BETTER_AUTH_SECRET"
     secret, jwks_url = text(secret_name), text("JWT_JWKS_URL")
-    issuer, audience = text("JWT_ISSUER"), variables.texts("JWT_AUDIENCE")
+    issuer = text("JWT_ISSUER")
+    audience = tuple(strip("JWT_AUDIENCE", item) for item in variables.texts("JWT_AUDIENCE"))
     anyone, warnings = text("ALLOW_ANYONE"), []
     address = "an https:// address, or an http:// one on this machine or in a private network"
     check("JWT_JWKS_URL", not jwks_url or is_trusted(jwks_url), address)

@@ -52,7 +52,7 @@ class Variables:
     def texts(self, name: str, default: str = "") -> tuple[str, ...]:
         """A comma-separated list."""
         items = self.text(name, default).split(",")
-        return tuple(strip(name, item) for item in items if item.strip())
+        return tuple(item.strip() for item in items if item.strip())
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
         digits = self.text(name, str(default))

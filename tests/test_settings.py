@@ -178,6 +178,7 @@ PRIVATE_HOSTS = [
         ("CORS_ORIGINS", "localhost:3000"),
         ("CORS_ORIGINS", "https://a.example, *"),
         ("CORS_ORIGINS", "https://*.example"),
+        ("CORS_ORIGINS", 'https://a.example, "https://b.example", https://c.d'),
         ("CORS_ORIGINS", "https://a.example/path"),
         ("CORS_ORIGINS", "https://b\u00fccher.example"),
         ("JWT_SECRET", "x" * 31),

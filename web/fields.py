@@ -20,10 +20,10 @@ NOT_A_DATE_OR_TIME = (
 )
 # The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month.
 WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
-DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 LOCAL_TIME = (
     r"^(\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?)?$"
 )
+DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 DATE_OR_TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ]((?:[01]\d|2[0-3]):[0-5]\d)(?:(:[0-5]\d)(?:\.\d+)?)?"
     r"(Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)?)?",
