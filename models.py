@@ -17,7 +17,6 @@ from peewee import (
     Case,
     ColumnBase,
     CompositeKey,
-    Expression,
     Field,
     Model,
     ModelUpdate,
@@ -49,15 +48,15 @@ MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
 UNMEASURED_TASKS = 400
 # The most that a task can take in a page, if every character is escaped.
 LONGEST_TASK_BYTES = 40_000
-# The tasks that one statement removes, the pause before the next one, and how many of them in a row
-# may remove nothing.
+# How many tasks one statement removes, the pause after it, and how many statements in a row may
+# remove nothing before removing ends.
 MAX_BATCH, REMOVAL_PAUSE_S, MAX_EMPTY_BATCHES = 1000, 0.1, 20
-# How many writes of a task are remembered, as many as a server has connections, and how many of a
-# revision's characters: its last 62 bits.
+# How many writes of a task are remembered: as many as a server has connections. The mark of a write
+# is the last characters of its revision, which are 62 random bits.
 REMEMBERED_WRITES, MARK_LENGTH = 32, 17
-# A thread gives way to the others after this time: Python's default, and while it writes a list.
+# How long a thread may run before another one takes over: usually, and while it writes a list.
 SWITCH_S, SHORT_SWITCH_S = sys.getswitchinterval(), 0.001
-# A list is sorted by this many characters of a title, since a cursor has them in a URL.
+# Lists are sorted by this many characters of a title: a cursor contains them, and is in a URL.
 TITLE_KEY_LENGTH = 100
 # How urgent a task is, for sorting. Every other word is a 2.
 PRIORITY_RANKS = {
@@ -185,16 +184,16 @@ def send(
     query: Query,
     *variant: Any,
     read: Read = fetch_all,
-    differs_again: bool = False,
+    has_retry: bool = False,
     **values: Any,
 ) -> Any:
     """Send the statement that `query` builds for `variant`, with `values` for its parameters.
 
-    If it `differs_again`, the one that is sent after a lost answer is built with `again`.
+    If it `has_retry`, another statement is sent after a lost answer, built with `is_retry`.
     """
     database: TaskDatabase = current_app.extensions["database"]
-    again = query(database, *variant, True) if differs_again else ""
-    return database.send(query(database, *variant), values, read, again)
+    retry = query(database, *variant, True) if has_retry else ""
+    return database.send(query(database, *variant), values, read, retry)
 
 
 def to_task(row: tuple[Any, ...], pair: Any = pair_names) -> dict[str, Any]:
@@ -237,13 +236,13 @@ COLUMNS = [*PUBLIC_COLUMNS, Task.revision]
 NEW_REVISION = Parameter("revision")
 IS_OWNED = Task.user_id == Parameter("user_id")
 IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
-IS_THERE = Task.deleted_at.is_null()
+NOT_DELETED = Task.deleted_at.is_null()
 # Whether a task is not deleted and has any revision, or an expected one.
 IS_EXPECTED = Parameter("is_any") | sql.is_one_of(Task.revision, "expected", "uuid")
-IS_CURRENT = IS_THERE & IS_EXPECTED
+IS_CURRENT = NOT_DELETED & IS_EXPECTED
 # Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, 37 - MARK_LENGTH)
-IS_DONE = sql.contains(Task.recent_writes, MARK)
+HAS_MARK = sql.contains(Task.recent_writes, MARK)
 MARKED = fn.substr(MARK.concat(Task.recent_writes), 1, REMEMBERED_WRITES * MARK_LENGTH)
 DUE_DAY = fn.substr(Task.due_date, 1, 10)
 # The filters of a list by the names of their parameters. A filter whose value is null selects all.
@@ -284,8 +283,8 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     if filtered:
         where += [Parameter(name).is_null() | condition for name, condition in FILTERS.items()]
     if continued:
-        last = Tuple(Parameter("key"), Parameter("id"))
-        where.append(Expression(Tuple(key, Task.id), ">" if order == "asc" else "<", last))
+        place, last = Tuple(key, Task.id), Tuple(Parameter("key"), Parameter("id"))
+        where.append(place > last if order == "asc" else place < last)
     page = Task.select(*columns).where(*where).order_by(*order_by).limit(Parameter("limit"))
     if not measured:
         return page.offset(Parameter("offset"))
@@ -294,7 +293,7 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
     # The rows stay in order: the outer query only filters them.
     page = page.select_extend(so_far.alias("size"))
-    return page.select_from(SQL("*")).where(Expression(SQL("size"), "<", Parameter("room_bytes")))
+    return page.select_from(SQL("*")).where(SQL("size") < Parameter("room_bytes"))
 
 
 def list_tasks(
@@ -323,7 +322,7 @@ def list_tasks(
             key=after and after.key,
             id=after and after.id,
             limit=most + 1,
-            offset=0 if measured else offset,
+            offset=offset,
             # Enough for the task that fills the page, and one more, which shows that others follow.
             room_bytes=room_bytes + 2 * LONGEST_TASK_BYTES,
             **values,
@@ -394,7 +393,7 @@ def insert() -> Node:
     return (
         Task.insert(row)
         .on_conflict(conflict_target=[Task.user_id, Task.id], update={Task.id: Task.id})
-        .returning(*COLUMNS, as_public(Task.deleted_at), IS_DONE)
+        .returning(*COLUMNS, as_public(Task.deleted_at), HAS_MARK)
     )
 
 
@@ -423,7 +422,7 @@ def create_task(
 
 @statement
 def select_one() -> Node:
-    return Task.select(*COLUMNS).where(IS_THIS, IS_THERE)
+    return Task.select(*COLUMNS).where(IS_THIS, NOT_DELETED)
 
 
 def get_task(user_id: str, task_id: TaskId) -> StoredTask:
@@ -434,7 +433,7 @@ def get_task(user_id: str, task_id: TaskId) -> StoredTask:
 
 
 def write_once(
-    changes: dict[Field, Node], owned: Node, condition: Node, *, stays: Node = IS_DONE
+    changes: dict[Field, Node], owned: Node, condition: Node, *, stays: Node = HAS_MARK
 ) -> ModelUpdate:
     """Change the `owned` tasks that fit the `condition`, except for those that `stay` as they are.
 
@@ -442,12 +441,12 @@ def write_once(
     """
     changes = changes | {Task.revision: NEW_REVISION}
     once = {field: sql.when(stays, field, value) for field, value in changes.items()}
-    once[Task.recent_writes] = sql.when(IS_DONE, Task.recent_writes, MARKED)
-    return Task.update(once).where(owned, condition | IS_DONE)
+    once[Task.recent_writes] = sql.when(HAS_MARK, Task.recent_writes, MARKED)
+    return Task.update(once).where(owned, condition | HAS_MARK)
 
 
 @statement
-def update(names: tuple[str, ...], again: bool = False) -> Node:
+def update(names: tuple[str, ...], is_retry: bool = False) -> Node:
     """Set the fields in `names`, and what follows from them. Without names, toggle `completed`.
 
     The first attempt has no case for each field, which takes 5 % less CPU.
@@ -459,10 +458,10 @@ def update(names: tuple[str, ...], again: bool = False) -> Node:
     if Task.completed in changes:
         completed_at = sql.when(Task.completed, Task.completed_at, changes[Task.updated_at])
         changes[Task.completed_at] = sql.when(changes[Task.completed], completed_at)
-    if again:
+    if is_retry:
         return write_once(changes, IS_THIS, IS_CURRENT).returning(*COLUMNS)
     changes |= {Task.revision: NEW_REVISION, Task.recent_writes: MARKED}
-    return Task.update(changes).where(IS_THIS, IS_CURRENT, ~IS_DONE).returning(*COLUMNS)
+    return Task.update(changes).where(IS_THIS, IS_CURRENT, ~HAS_MARK).returning(*COLUMNS)
 
 
 def update_task(
@@ -475,10 +474,10 @@ def update_task(
     if not body and not toggles:
         found = get_task(user_id, task_id)
         if expected is not None and found.revision not in expected:
-            raise PreconditionFailed()
+            raise PreconditionFailed
         return found
     changes = to_columns(body)
-    names, options = tuple(sorted(changes)), {"differs_again": True, **changes}
+    names, options = tuple(sorted(changes)), {"has_retry": True, **changes}
     return to_stored(write_task(update, user_id, task_id, expected, names, **options))
 
 
@@ -515,9 +514,9 @@ def delete_task(user_id: str, task_id: TaskId, expected: Expected) -> None:
 def delete_completed() -> Node:
     """If an earlier attempt has deleted tasks, only count these."""
     other = Task.alias("other")
-    is_done = sql.contains(other.recent_writes, MARK)
-    done = other.select(1).where(other.user_id == Parameter("user_id"), is_done)
-    condition = Task.completed & IS_THERE & ~fn.EXISTS(done)
+    has_mark = sql.contains(other.recent_writes, MARK)
+    marked = other.select(1).where(other.user_id == Parameter("user_id"), has_mark)
+    condition = Task.completed & NOT_DELETED & ~fn.EXISTS(marked)
     return write_once({Task.deleted_at: sql.NOW}, IS_OWNED, condition)
 
 
@@ -530,7 +529,8 @@ def delete_completed_tasks(user_id: str) -> int:
 @statement
 def restore() -> Node:
     changes: dict[Field, Node] = {Task.deleted_at: SQL("NULL")}
-    return write_once(changes, IS_THIS, SQL("TRUE"), stays=IS_DONE | IS_THERE).returning(*COLUMNS)
+    restored = write_once(changes, IS_THIS, SQL("TRUE"), stays=HAS_MARK | NOT_DELETED)
+    return restored.returning(*COLUMNS)
 
 
 def restore_task(user_id: str, task_id: TaskId) -> StoredTask:

@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 from flask import current_app, request
 from jwt import PyJWK
-from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, Unauthorized
+from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
 
 from auth.jwks import KeySet
 from settings import Settings
@@ -79,7 +79,7 @@ class Verifier:
             is_date = type(claims["exp"]) in {int, float} and claims["exp"] <= MAX_NUMERIC_DATE
             if not is_date or not claims["sub"]:
                 raise jwt.InvalidTokenError("The claim exp is no time, or sub is empty")
-        except HTTPException:
+        except ServiceUnavailable:
             raise
         except Exception as error:  # A hostile token can raise anything in the libraries.
             raise Unauthenticated(self._explain(error, token)) from error

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
 from operator import attrgetter, methodcaller
 from pathlib import Path
 from time import monotonic
@@ -66,12 +65,12 @@ class TaskDatabase(peewee.Database):
         self._released_at = 0.0
 
     def send(
-        self, sql: str, values: Mapping[str, Any], read: Read = fetch_all, again: str = ""
+        self, sql: str, values: Mapping[str, Any], read: Read = fetch_all, retry: str = ""
     ) -> Any:
         """Send one statement in autocommit, with `values` for its named parameters.
 
         `read` makes the result from the driver's cursor. A statement may be sent more than once: a
-        write must recognize its earlier attempt. After an attempt whose answer was lost, `again` is
+        write must recognize its earlier attempt. After an attempt whose answer was lost, `retry` is
         sent instead, if given. Raises ServiceUnavailable if the database cannot be reached in time.
         """
         with request_limit():
@@ -79,7 +78,7 @@ class TaskDatabase(peewee.Database):
             try:
                 if not self._schema_is_current:
                     self.await_schema()
-                return self._send(sql, values, read, again or sql)
+                return self._send(sql, values, read, retry or sql)
             except ForeignTable as error:
                 raise unavailable(error) from error
             finally:
@@ -143,7 +142,7 @@ class TaskDatabase(peewee.Database):
         """Whether all migrations are applied, as far as that can be seen without the lock."""
         return False
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         raise NotImplementedError
 
     def _schema_lock(self) -> AbstractContextManager[None]:
@@ -202,8 +201,3 @@ def one_line(reason: object) -> str:
     first, *others = str(reason).strip().split("\n")
     hosts = [line for line in others if line.startswith("connection to server at")]
     return "; ".join([first, *hosts]) if first else repr(reason)
-
-
-def rfc3339(moment: datetime) -> str:
-    """A time in UTC as text, to the microsecond (RFC 3339, section 5.6)."""
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -26,17 +26,18 @@ from database.base import (
 from database.hosts import Hosts
 from database.pool import Pool
 
-# The longest time to connect, for the server to run a statement, and for the network besides.
-CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, NETWORK_S = 5.0, 4.0, 1.0
+# The longest time to connect and for the server to run a statement, and the time that is then left
+# for its answer to arrive.
+CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, MARGIN_S = 5.0, 4.0, 1.0
 # With less time left than this, nothing is sent.
-MIN_TIME_LEFT_S = 2 * NETWORK_S
+MIN_TIME_LEFT_S = 2 * MARGIN_S
 # The sleep before a retry is random; its maximum doubles from the first to the second of these.
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
-# The number of the advisory lock, which every server uses, the pause between two tries, and the
-# time for all of them. PostgreSQL releases the lock of a client that it has not heard for so long.
+# The key of the advisory lock, which all servers use, the pause between two tries, and the longest
+# wait. PostgreSQL releases the lock of a client that has been silent for LOST_CLIENT_S.
 SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S, LOST_CLIENT_S = 0x7461736B, 0.02, 30.0, 60.0
-# How long a migration waits for a table, while every request waits behind it, and the pause after.
-# After a second (deadlock_timeout), PostgreSQL cancels an autovacuum that is in the way.
+# How long a migration waits for a table, and the pause before the next try: while it waits, every
+# request waits behind it. After a second (deadlock_timeout), PostgreSQL cancels an autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
@@ -93,7 +94,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         extensions.register_type(UUID_AS_TEXT, connection)
         return connection
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         is_write = not sql.startswith("SELECT")
         is_lost_write = was_demoted = False
         failure: Exception | None = None
@@ -105,17 +106,17 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 failure = error
                 self.slot_wait_s = 0.0  # In an outage, no request waits for a slot.
                 continue
-            if time_left() <= NETWORK_S:  # The process was suspended.
+            if time_left() <= MARGIN_S:  # The process was suspended.
                 pool.push(connection)
                 break
             try:
-                rows = execute(connection, sql, values, read)
+                result = execute(connection, sql, values, read)
             except DRIVER_ERRORS as error:
                 failure = error
                 if is_lost(connection, error):
                     self._discard(pool, connection)
                     is_lost_write |= is_write
-                    sql = again
+                    sql = retry
                     if is_write and isinstance(error, TimeoutError):
                         break  # It may still run in the server: it must not be sent again.
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
@@ -134,10 +135,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             else:
                 pool.push(connection)
                 self.slot_wait_s = TaskDatabase.slot_wait_s
-                return rows
-        canceled = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
+                return result
+        detail = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
         reason = failure or "no time was left to send the statement"
-        raise unavailable(reason, MAYBE_CHANGED if is_lost_write else canceled) from failure
+        raise unavailable(reason, MAYBE_CHANGED if is_lost_write else detail) from failure
 
     def _discard(self, pool: Pool, lost: extensions.connection) -> None:
         """Close a lost connection, and the idle ones: they are as old, and may be lost, too."""
@@ -217,8 +218,8 @@ def execute(
     Both commands are one simple query and so one transaction: the setting does not stay on a pooled
     connection. https://www.postgresql.org/docs/current/protocol-flow.html
     """
-    seconds = max(0.001, min(STATEMENT_TIMEOUT_S, time_left() - NETWORK_S))  # 0 would be no limit.
-    with time_limit(seconds + NETWORK_S), connection.cursor() as cursor:
+    seconds = max(0.001, min(STATEMENT_TIMEOUT_S, time_left() - MARGIN_S))  # 0 would be no limit.
+    with time_limit(seconds + MARGIN_S), connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}; {sql}", values)
         return read(cursor)
 

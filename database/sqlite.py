@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from database.base import REQUEST_TIMEOUT_S, Read, TaskDatabase, rfc3339, time_left, unavailable
+from database.base import REQUEST_TIMEOUT_S, Read, TaskDatabase, time_left, unavailable
 
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
@@ -59,7 +59,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         if file_identity(self.database) != file:
             raise sqlite3.OperationalError("the file was removed or replaced")
 
-    def _send(self, sql: str, values: Mapping[str, Any], read: Read, again: str) -> Any:
+    def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         # SQLite itself waits for its lock by polling, and some writers would never get it.
         writes = not sql.startswith("SELECT")
         if writes and not self._write_lock.acquire(timeout=wait_s()):
@@ -72,9 +72,9 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             connection.execute(f"PRAGMA busy_timeout = {int(1000 * wait_s())}")
             # Check before the statement, too: the connection may have opened another file.
             self._check_file(self._opened.file)
-            rows = read(connection.execute(sql, named))
+            result = read(connection.execute(sql, named))
             self._check_file(self._opened.file)
-            return rows
+            return result
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             self.close()
             self._schema_is_current = False  # It may be another file by now.
@@ -131,6 +131,11 @@ def file_identity(file: str) -> FileIdentity:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def rfc3339(moment: datetime) -> str:
+    """A time in UTC as text, to the microsecond (RFC 3339, section 5.6)."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def next_timestamp(now: str, before: str) -> str:

@@ -84,10 +84,10 @@ class Connection(TConn):
         self.parser = RequestParser(cfg, (), client)
         self.received = bytearray()
         self.counted_bytes = 0
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Wait for the next request, of which a part may have been received."""
+    def reset(self) -> None:
+        """Forget the last request. `received` may have a part of the next one."""
         self.head = bytearray()
         self.body = bytearray()
         self.sock.is_partial, self.expects_continue = True, False
@@ -100,7 +100,7 @@ class Connection(TConn):
         arrived = len(self.head) + len(self.body) + len(self.received)
         return arrived + sum(map(len, self.sock.unsent))
 
-    def can_respond(self) -> bool:
+    def read_request(self) -> bool:
         """Read what has been received. Returns whether a thread can handle the request.
 
         It can if the request is whole, so that `sock.is_partial` is False, or if it is bad.
@@ -134,20 +134,20 @@ class Connection(TConn):
             b",".join(value.strip() for name, value in fields if name.lower() == wanted)
             for wanted in FRAMING
         )
-        is_new = self.head.endswith(b" HTTP/1.1", 0, self.head.find(b"\r\n"))
+        is_http11 = self.head.endswith(b" HTTP/1.1", 0, self.head.find(b"\r\n"))
         if codings:
-            is_chunked = is_new and not length and CHUNKED.fullmatch(codings)
+            is_chunked = is_http11 and not length and CHUNKED.fullmatch(codings)
             self._length = None if is_chunked else UNKNOWN_LENGTH
         else:
             number = LENGTH.fullmatch(length or b"0")
             self._length = int(number[1]) if number else UNKNOWN_LENGTH
-        self.expects_continue = is_new and expected.lower() == b"100-continue"
+        self.expects_continue = is_http11 and expected.lower() == b"100-continue"
         if fields:  # The parser would refuse an unknown expectation.
             self.head = bytearray(EXPECT.sub(b"", self.head))
         return True
 
     def _read_chunks(self) -> bool:
-        """Do the work of `can_respond` for a chunked body."""
+        """Do the work of `read_request` for a chunked body."""
         while chunk := CHUNK.match(self.received, 0, MAX_CHUNK_LINE):
             begin, size = chunk.end(), int(chunk[1], 16)
             end = begin + size

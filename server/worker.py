@@ -122,22 +122,22 @@ class Worker(ThreadWorker):
             self.drop(conn)
             return True
         conn.received += data
-        return self.proceed(conn, has_left=not data)
+        return self.proceed(conn, has_ended=not data)
 
-    def proceed(self, conn: Connection, has_left: bool = False) -> bool:
+    def proceed(self, conn: Connection, has_ended: bool = False) -> bool:
         """Submit the request if a thread can answer it. Returns False if more must arrive."""
-        if conn.can_respond() or (has_left and conn.head):
+        if conn.read_request() or (has_ended and conn.head):
             self.stop_waiting(conn)
             self.submit(conn)
             return True
-        if has_left:
+        if has_ended:
             self.drop(conn)
             return True
         if conn.expects_continue:
             conn.expects_continue = False
             conn.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             conn.sock.flush()
-        self.count(conn)
+        self.count_bytes(conn)
         return False
 
     def submit(self, conn: Connection) -> None:
@@ -174,7 +174,7 @@ class Worker(ThreadWorker):
 
     def finish(self, conn: Connection, keeps: bool) -> None:
         """Send the rest of the response, then wait for the next request or close."""
-        conn.begin()
+        conn.reset()
         if conn.sock.unsent:
             self.wait(conn, EVENT_WRITE, partial(self.send, keeps=keeps))
         elif not keeps:
@@ -208,14 +208,14 @@ class Worker(ThreadWorker):
         """Call `callback` each time the client is ready. Its bytes do not extend the timeout."""
         self.poller.register(conn.sock, event, lambda _: callback(conn))
         self.waiting[conn] = monotonic() + CLIENT_TIMEOUT_S
-        self.count(conn)
+        self.count_bytes(conn)
 
     def stop_waiting(self, conn: Connection) -> None:
         if self.waiting.pop(conn, None):
             self.poller.unregister(conn.sock)
-            self.count(conn)
+            self.count_bytes(conn)
 
-    def count(self, conn: Connection) -> None:
+    def count_bytes(self, conn: Connection) -> None:
         """Update `waiting_bytes`. A sum over all connections for each event would be too slow."""
         size = conn.size if conn in self.waiting else 0
         self.waiting_bytes += size - conn.counted_bytes

@@ -10,7 +10,7 @@ from server import worker
 DEADLINES = {
     base: ["REQUEST_TIMEOUT_S", "SCHEMA_WAIT_S", "UPGRADE_CHECK_S"],
     hosts: ["SILENT_HOST_S"],
-    postgres: ["CONNECT_TIMEOUT_S", "STATEMENT_TIMEOUT_S", "NETWORK_S", "MIN_TIME_LEFT_S"],
+    postgres: ["CONNECT_TIMEOUT_S", "STATEMENT_TIMEOUT_S", "MARGIN_S", "MIN_TIME_LEFT_S"],
     sqlite: ["REQUEST_TIMEOUT_S"],
     worker: ["CLIENT_TIMEOUT_S", "STOP_TIMEOUT_S"],
 }
