@@ -104,6 +104,8 @@ class Verifier:
 
     def _explain(self, error: Exception, token: str) -> str:
         """Why `token` is refused: what was found and expected, without the token itself."""
+        if (number := token.count(".") + 1) != 3:
+            return f"Not a JWT: found {number} part(s), expected 3 (a session id, or encrypted?)"
         if wrong := WRONG.get(type(error)):
             with suppress(Exception):  # A token can have parts that cannot be read.
                 parts = jwt.decode_complete(token, options={"verify_signature": False})

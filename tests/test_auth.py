@@ -491,13 +491,22 @@ def test_a_bad_token_is_a_401_and_the_log_says_why(mode: tuple[Server, Callable[
             assert len(part) < 8 or part not in line["message"]
 
 
-def test_the_log_says_of_a_401_that_there_was_no_token(by_secret: Server) -> None:
+def test_the_log_says_of_a_401_that_there_was_no_jwt(by_secret: Server) -> None:
+    """A page sends its session's id, or the encrypted token of Auth.js (RFC 7516)."""
+    not_jwt, hint = "Not a JWT", "(a session id, or encrypted?)"
+    session, header = encoded(bytes(24)), encoded(b'{"alg":"dir","enc":"A256CBC-HS512","kid":"x"}')
+    encrypted = f"{header}..{encoded(bytes(16))}.{encoded(bytes(64))}.{encoded(bytes(32))}"
     start = by_secret.log_file.stat().st_size
     for value, reason in (
         ("", "No bearer token"),
         ("Basic YTpi", "No bearer token"),
-        ("Bearer secret1 secret2", "Not a JWT: The header Authorization is not `Bearer TOKEN`"),
-        ("Bearer undefined", "Not a JWT: Not enough segments"),
+        ("Bearer secret1 secret2", f"{not_jwt}: The header Authorization is not `Bearer TOKEN`"),
+        ("Bearer undefined", f"{not_jwt}: found 1 part(s), expected 3 {hint}"),
+        (
+            f"Bearer {session}.{encoded(bytes(32))}",
+            f"{not_jwt}: found 2 part(s), expected 3 {hint}",
+        ),
+        (f"Bearer {encrypted}", f"{not_jwt}: found 5 part(s), expected 3 {hint}"),
     ):
         id = call(by_secret, None, headers={"Authorization": value}).headers["X-Request-ID"]
         line = next(line for line in by_secret.log(start) if line.get("request_id") == id)
