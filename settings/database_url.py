@@ -64,17 +64,17 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
             name, value = "sslmode", SSL_MODES.get(value.lower(), value.lower())
         elif name == "unix_sock":
             name, value = "host", value.rpartition("/")[0]
-        if value and parse_url(f"postgresql://?{name}=x") is not None:
+        if value and parse_url(f"postgresql://?{name}=x"):
             parameters.append(f"{name}={value}")
     url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
     parts = parse_url(url)
-    reason = find_libpq_error(url, parts) if parts else "the form"
+    reason = find_libpq_error(url, parts)
     # A message about the port is not repeated: it can contain a part of the password.
-    valid = parts is not None and "@" not in host and "port" not in reason
+    valid = parts and "@" not in host and "port" not in reason
     expected = f"{POSTGRES_FORM}, with special characters in the password percent-encoded"
     check("DATABASE_URL", valid, expected)
     check("DATABASE_URL", not reason, f"parameters that libpq accepts, which says: {reason}")
-    if parts and parts.get("sslrootcert") == "system":
+    if parts.get("sslrootcert") == "system":
         set_certificate_paths()
         valid = parts.get("sslmode", "verify-full") == "verify-full"
         check("DATABASE_URL", valid, "sslmode=verify-full or none with sslrootcert=system")
@@ -85,12 +85,12 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
     return url, schema
 
 
-def parse_url(url: str) -> dict[str, Any] | None:
-    """The options in `url` by libpq's names, or None if libpq refuses it."""
+def parse_url(url: str) -> dict[str, Any]:
+    """The options in `url` by libpq's names; empty if libpq cannot parse it."""
     try:
         return parse_dsn(url)
     except psycopg2.ProgrammingError:
-        return None
+        return {}
 
 
 def find_libpq_error(url: str, parts: dict[str, Any]) -> str:
@@ -98,8 +98,9 @@ def find_libpq_error(url: str, parts: dict[str, Any]) -> str:
     others = max(parts.get(name, "").count(",") for name in ("host", "hostaddr"))
     try:
         psycopg2.connect(url, host=NOWHERE + f",{NOWHERE}" * others, hostaddr="").close()
-    except psycopg2.OperationalError as error:
-        return "" if NOWHERE in str(error) else str(error).strip()
+    except psycopg2.Error as error:
+        if NOWHERE not in str(error):
+            return str(error).strip()
     return ""
 
 
