@@ -332,8 +332,9 @@ class TaskQuerySchema(QuerySchema):
             query["completed"] = status
         if "all" in map(models.fold, query.get("priority") or ()):
             query["priority"] = None
-        sort, order = query.pop("sort", ("created", ""))
-        order = order or query.get("order") or ("desc" if sort == "priority" else "asc")
-        sorting = Sorting(sort, order)
-        check_position(query, sorting)
-        return query | {"sorting": sorting}
+        sort, order_in_word = query.pop("sort", ("created", ""))
+        default = "desc" if sort == "priority" else "asc"
+        order = query.pop("order", default)
+        query["sorting"] = Sorting(sort, order_in_word or order)
+        check_position(query, query["sorting"])
+        return query
