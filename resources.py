@@ -282,10 +282,11 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     parts = *cursor.sorting, cursor.id, cursor.key
     value = urlsafe_b64encode(" ".join(parts).encode()).decode().rstrip("=")
     query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
-    url = f"{quote(request.path)}?{urlencode([*query, ('cursor', value)], quote_via=quote)}"
+    text = urlencode([*query, ("cursor", value)], doseq=True, quote_via=quote)
+    url = f"{quote(request.path)}?{text}"
     if len(url) > MAX_URL:
-        longest = max(query, key=lambda pair: len(pair[1]))
-        raise Invalid({longest[0]: ["Too long: the URL of the next page would not be accepted."]})
+        longest, _ = max(query, key=lambda pair: len(str(pair[1])))
+        raise Invalid({longest: ["Too long: the URL of the next page would not be accepted."]})
     return url
 
 
