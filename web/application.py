@@ -35,7 +35,7 @@ class Application(Flask):
         if not path.startswith("/api/"):
             for name in FILE_CONDITIONS:
                 environ.pop(f"HTTP_{name}", None)
-        environ["PATH_INFO"] = path if path == "/" else path.removesuffix("/")
+        environ["PATH_INFO"] = path.removesuffix("/") or "/"
         return super().wsgi_app(environ, log_request(environ, start_response))
 
     def ensure_sync(self, func: Any) -> Any:
@@ -75,7 +75,7 @@ def refuse_other_spellings() -> None:
     if "%2f" in path.lower():
         raise NotFound
     if method != request.method and request.url_rule:
-        raise MethodNotAllowed(sorted(request.url_rule.methods or ()))
+        raise MethodNotAllowed(request.url_rule.methods)
     try:
         unquote_to_bytes(path.encode("latin-1")).decode()
     except UnicodeError as error:
