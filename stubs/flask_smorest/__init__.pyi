@@ -7,7 +7,6 @@ from apispec import APISpec
 from marshmallow import Schema
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import BaseConverter
 
 T = TypeVar("T")
 Decorator = Callable[[T], T]
@@ -46,15 +45,9 @@ class Api:
     ERROR_SCHEMA: type[Schema]
     DEFAULT_ERROR_RESPONSE_NAME: str | None
     spec: APISpec
-    _app: flask.Flask
 
     def __init__(self, app: flask.Flask, *, spec_kwargs: Mapping[str, Any] = ...) -> None: ...
     def register_blueprint(
         self, blp: Blueprint, *, parameters: Sequence[Mapping[str, Any]] = ...
-    ) -> None: ...
-    def register_converter(
-        self,
-        converter: type[BaseConverter],
-        func: Callable[[Any], Mapping[str, Any]],
     ) -> None: ...
     def handle_http_exception(self, error: HTTPException) -> flask.Response: ...
