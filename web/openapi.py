@@ -135,8 +135,7 @@ class Api(flask_smorest.Api):
         else:
             del details[401]
         for name, response_header in RESPONSE_HEADERS.items():
-            is_required = {"required": name != "Link"}
-            components.header(name, is_required | response_header, lazy=True)
+            components.header(name, {"required": name != "Link", **response_header}, lazy=True)
         for name, request_header in REQUEST_HEADERS.items():
             components.parameter(name, "header", request_header, lazy=True)
         for status, detail in ({304: "Your copy is current."} | details).items():
