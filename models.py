@@ -60,7 +60,7 @@ SWITCH_S, SHORT_SWITCH_S = sys.getswitchinterval(), 0.001
 TITLE_KEY_LENGTH = 100
 # How urgent a task is, for sorting. Every other word is a 2.
 PRIORITY_RANKS = {
-    **dict.fromkeys(("none",), "0"),
+    "none": "0",
     **dict.fromkeys(("low", "p4", "4"), "1"),
     **dict.fromkeys(("high", "p2", "2"), "3"),
     **dict.fromkeys(("urgent", "critical", "p1", "1"), "4"),
@@ -181,11 +181,7 @@ class Page(NamedTuple):
 
 
 def send(
-    query: Query,
-    *variant: Any,
-    read: Read = fetch_all,
-    has_retry: bool = False,
-    **values: Any,
+    query: Query, *variant: Any, read: Read = fetch_all, has_retry: bool = False, **values: Any
 ) -> Any:
     """Send the statement that `query` builds for `variant`, with `values` for its parameters.
 
@@ -477,8 +473,9 @@ def update_task(
             raise PreconditionFailed
         return found
     changes = to_columns(body)
-    names, options = tuple(sorted(changes)), {"has_retry": True, **changes}
-    return to_stored(write_task(update, user_id, task_id, expected, names, **options))
+    names = tuple(sorted(changes))
+    row = write_task(update, user_id, task_id, expected, names, has_retry=True, **changes)
+    return to_stored(row)
 
 
 def write_task(
