@@ -258,11 +258,9 @@ class TrashQuerySchema(QuerySchema):
 
     limit, offset, cursor = LIMIT, OFFSET, CURSOR
 
-    @ma.post_load
-    def to_arguments(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """The arguments of `list_tasks` for the trash."""
+    @ma.validates_schema
+    def check(self, query: dict[str, Any], **_: Any) -> None:
         check_position(query, models.LAST_DELETED_FIRST)
-        return query
 
 
 def check_position(query: dict[str, Any], sorting: Sorting) -> None:
