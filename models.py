@@ -498,8 +498,7 @@ def write_task(
 
 @statement
 def delete() -> Node:
-    changes: dict[Field, Node] = {Task.deleted_at: sql.NOW}
-    return write_once(changes, IS_THIS, IS_CURRENT).returning(1)
+    return write_once({Task.deleted_at: sql.NOW}, IS_THIS, IS_CURRENT).returning(1)
 
 
 def delete_task(user_id: str, task_id: TaskId, expected: Expected) -> None:
