@@ -117,14 +117,12 @@ class TaskDatabase(peewee.Database):
 
         Raises ServiceUnavailable, or ForeignTable.
         """
-        names: list[str] = []
-        if not self._is_current():
-            with self._schema_lock():
-                applied = self._applied()
-                if not any(applied) and self.execute_sql(self.find_task).fetchone()[0]:
-                    raise ForeignTable(FOREIGN_TABLE)
-                # `up` creates the runner's own table, which some database users may not do.
-                names = [] if all(applied) else self._runner().up()
+        with self._schema_lock():
+            applied = self._applied()
+            if not any(applied) and self.execute_sql(self.find_task).fetchone()[0]:
+                raise ForeignTable(FOREIGN_TABLE)
+            # `up` creates the runner's own table, which some database users may not do.
+            names = [] if all(applied) else self._runner().up()
         for name in names:
             log.info("applied the migration %s", name)
         self._schema_is_current = True
@@ -137,10 +135,6 @@ class TaskDatabase(peewee.Database):
         """Whether each migration is applied."""
         # Peewee's runner also lists what other programs have applied, without a path.
         return [bool(each.applied) for each in self._runner().status() if each.path]
-
-    def _is_current(self) -> bool:
-        """Whether all migrations are applied, as far as that can be seen without the lock."""
-        return False
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         raise NotImplementedError

@@ -147,10 +147,11 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         lost.close()
         pool.close()
 
-    def _is_current(self) -> bool:
+    def migrate(self) -> list[str]:
         # Most starts thus need no lock, which another server may hold for long.
         with self._own_connection(), time_limit(CONNECT_TIMEOUT_S):
-            return all(self._applied())
+            self._schema_is_current = all(self._applied())
+        return [] if self._schema_is_current else super().migrate()
 
     @contextmanager
     def _own_connection(self) -> Iterator[None]:
