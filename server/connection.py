@@ -90,7 +90,8 @@ class Connection(TConn):
         """Forget the last request. `received` may have a part of the next one."""
         self.head = bytearray()
         self.body = bytearray()
-        self.sock.is_partial, self.expects_continue = True, False
+        self.sock.is_partial, self.sock.is_refused = True, False
+        self.expects_continue = False
         self._length: int | None = 0  # Of the body; None if it is chunked.
         self._searched = 0
 

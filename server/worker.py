@@ -143,11 +143,11 @@ class Worker(ThreadWorker):
     def submit(self, conn: Connection) -> None:
         """Let a thread handle the request that has arrived."""
         busy = self.nr_conns - len(self.waiting) - len(self.keepalived_conns)
-        is_health = bool(HEALTH.match(conn.head))
-        conn.sock.is_refused = not is_health and busy > self.worker_connections * 9 // 10
-        threads = self.refusal_thread if conn.sock.is_refused else self.threads
-        if is_health:
+        threads = self.threads
+        if HEALTH.match(conn.head):
             threads = self.health_thread
+        elif busy > self.worker_connections * 9 // 10:
+            threads, conn.sock.is_refused = self.refusal_thread, True
         threads.submit(partial(self.respond, conn, monotonic()), busy)
 
     def respond(self, conn: Connection, arrived: float) -> None:
