@@ -64,7 +64,7 @@ class Verifier:
                 key,
                 algorithms=[algorithm],
                 issuer=self.settings.jwt_issuer,
-                audience=self.settings.jwt_audience or None,
+                audience=self.settings.jwt_audience,
                 leeway=self.settings.jwt_leeway,
                 options={
                     "require": ["exp", "sub"],
