@@ -6,7 +6,7 @@ import sqlite3
 import ssl
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, unquote
 
 import psycopg2
 from psycopg2.extensions import parse_dsn
@@ -21,6 +21,8 @@ POSTGRES_URL = re.compile(
 )
 NOWHERE = "/no-such-folder"
 POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
+# In `options`. https://www.postgresql.org/docs/current/libpq-connect.html
+SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)+)\s*")
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
 # Other drivers' words for an `sslmode`.
 SSL_MODES = {"true": "require", "1": "require", "no-verify": "require"}
@@ -64,6 +66,8 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
             name, value = "sslmode", SSL_MODES.get(value.lower(), value.lower())
         elif name == "unix_sock":
             name, value = "host", value.rpartition("/")[0]
+        elif name == "options":  # Poolers refuse a search_path. Each statement names its schema.
+            value = quote(SEARCH_PATH.sub("", unquote(value)).strip())
         if value and parse_url(f"postgresql://?{name}=x"):
             parameters.append(f"{name}={value}")
     url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
@@ -78,8 +82,8 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
         set_certificate_paths()
         valid = parts.get("sslmode", "verify-full") == "verify-full"
         check("DATABASE_URL", valid, "sslmode=verify-full or none with sslrootcert=system")
-    search_path = re.search(r"search_path=([^,\s]+)", given.get("options", ""))
-    schema = given.get("schema") or (search_path[1] if search_path else "public")
+    search_path = SEARCH_PATH.search(given.get("options", ""))
+    schema = given.get("schema") or (search_path[1].split(",")[0] if search_path else "public")
     expected = "a schema of up to 63 letters, digits and _, a letter first"
     check("DATABASE_URL", SCHEMA_NAME.fullmatch(schema), expected)
     return url, schema

@@ -61,6 +61,10 @@ def test_an_old_sqlite_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"{NEON}?ssl=true", f"{NEON}?sslmode=require"),
         (f"{NEON}?sslmode=no-verify", f"{NEON}?sslmode=require"),
         (OPTIONS := f"{NEON}?options=endpoint%3Dep-x%20-c%20a%3Db", OPTIONS),
+        (f"{NEON}?options=endpoint=ep-x%20-c%20a=b", OPTIONS),
+        (f"{NEON}?options=endpoint%3Dep-x%20-csearch_path%3Db%20-c%20a%3Db", OPTIONS),
+        (f"{NEON}?options=-c%20search_path=b,%5C%20c&sslmode=require", f"{NEON}?sslmode=require"),
+        (f"{NEON}?options=--search_path%3Db", NEON),
         ("postgresql:///db?host=/tmp/x", "postgresql:///db?host=/tmp/x"),
         (PLUS := "postgresql://host/db?user=ann&password=a+b%2Bc", PLUS),
         (MARK := "postgresql://ann:12?3&sslmode=x@host:5/db", MARK),
@@ -100,6 +104,7 @@ def test_spellings_of_the_database(monkeypatch: pytest.MonkeyPatch, given: str, 
         ("?sslmode=require&schema=Tasks", "Tasks"),
         ("?schema=", "public"),
         ("?options=-c%20search_path%3Dtasks%2Cpublic", "tasks"),
+        ("?options=-csearch_path=tasks", "tasks"),
     ],
 )
 @pytest.mark.parametrize("wrapped", ["{}", "psql '{}'", '"{}"\n'])

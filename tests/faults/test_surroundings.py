@@ -97,9 +97,10 @@ def test_a_role_with_another_search_path_works(
 
 @pytest.mark.parametrize("query", ["?schema=Tasks", "?options=-csearch_path%3DTasks"])
 def test_the_schema_can_be_another_one(
-    tmp_path: Path, cluster: Cluster, database: str, query: str
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, query: str
 ) -> None:
-    url = cluster.url(database) + query
+    """PgBouncer refuses `options`, as the poolers of Neon and Supabase do."""
+    url = cluster.url(database, pgbouncer) + query + "&sslmode=require"
     for _ in range(2):
         with Server(tmp_path, DATABASE_URL=url) as server, User(server, "a") as user:
             user.create()
