@@ -22,6 +22,7 @@ from typing import Any
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.workertmp import WorkerTmp
 
 from server.connection import Connection
 
@@ -31,6 +32,8 @@ from server.connection import Connection
 CLIENT_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 2.0
 # A request that no thread has taken for so long is a 503: its client may have given up.
 MAX_QUEUE_S = 8.0
+# The master asks for the heartbeats every second. After a longer pause it was frozen itself.
+MAX_MASTER_PAUSE_S = 2.0
 # The most data that may wait in the loop.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 # The most that is received in one call.
@@ -66,8 +69,32 @@ class ThreadPool:
             self._calls.get()()
 
 
+class Heartbeat(WorkerTmp):
+    """A worker's heartbeat, which starts anew after the container was frozen.
+
+    Gunicorn would kill the workers, and the requests that woke the container.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self._asked_at = self._thawed_at = 0.0
+
+    def last_update(self) -> float:
+        """When the worker was last alive, for the master."""
+        now = monotonic()
+        if now > self._asked_at + MAX_MASTER_PAUSE_S:
+            self._thawed_at = now
+        self._asked_at = now
+        return float(max(super().last_update(), self._thawed_at))
+
+
 class Worker(ThreadWorker):
     """A worker whose event loop holds every connection that no thread is handling."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.tmp.close()
+        self.tmp = Heartbeat(self.cfg)
 
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -135,6 +135,56 @@ def test_a_worker_is_killed(server: Server) -> None:
     # The master logs that its worker was killed; nothing else is an error.
     log = server.log_file.read_text().replace('"level":"error","message":"Worker (pid:', "")
     server.log_file.write_text(log)
+
+
+def signal_all(server: Server, number: signal.Signals) -> None:
+    for pid in (server.process.pid, *workers(server)):
+        os.kill(pid, number)
+
+
+@pytest.mark.slow
+def test_a_container_that_was_frozen_answers_the_requests_that_wake_it(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """As on Cloud Run, and with `docker pause`. The worker has 3 s to show that it works."""
+    url = cluster.url(database)
+    with Server(tmp_path, "--timeout", "3", DATABASE_URL=url) as server, ExitStack() as stack:
+        eventually(lambda: len(workers(server)) == 2, 5)
+        before = workers(server)
+        connections = [
+            stack.enter_context(closing(HTTPConnection(*server.address, timeout=5)))
+            for _ in range(20)
+        ]
+        path, headers = "/api/ann/tasks", {"Content-Type": "application/json"}
+        for connection in connections:
+            connection.request("GET", path)
+            assert connection.getresponse().read() == b"[]\n"
+        for _ in range(3):
+            signal_all(server, signal.SIGSTOP)
+            time.sleep(5)
+            for connection in connections:
+                connection.request("POST", path, b'{"title": "x"}', headers)
+            signal_all(server, signal.SIGCONT)
+            for connection in connections:
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()[:6]) == (201, b'{"id":')
+        time.sleep(2)
+        assert workers(server) == before
+        assert "TIMEOUT" not in server.log_file.read_text()
+        print("60 of 60 requests were answered after three times of 5 s")
+    assert cluster.execute("SELECT count(*) FROM task", database) == [(60,)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    with Server(tmp_path, "--timeout", "3") as server:
+        eventually(lambda: len(workers(server)) == 2, 5)
+        time.sleep(1)  # Gunicorn waits for the first heartbeat without a limit.
+        victim = workers(server).pop()
+        os.kill(victim, signal.SIGSTOP)
+        took = eventually(lambda: len(workers(server) - {victim}) == 2, 10)
+        print(f"replaced after {took:.1f} s")
+        assert requests.get(f"{server.url}/health", timeout=5).status_code == 200
 
 
 @pytest.mark.parametrize("left", ["THREADS=7\n", 'JWT_SECRET="unclosed\n'], ids=["open", "broken"])
