@@ -24,7 +24,7 @@ loglevel = settings.log_level.lower()
 keepalive = 65  # Longer than in the routers of platforms, which would reuse a closed connection.
 graceful_timeout = 9  # A request takes at most about 8 s, unless it waits for a key set, too.
 # A heartbeat in a file on a slow disk can block the worker.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.
 limit_request_line = MAX_REQUEST_LINE
 limit_request_field_size = 32 * 1024  # A token can be long, too.

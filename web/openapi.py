@@ -113,10 +113,11 @@ def response_name(status: int) -> str:
 
 
 class Docstrings(BasePlugin):
-    """Describes a schema by its docstring."""
+    """Describes a schema by its docstring, which `python -OO` removes."""
 
     def schema_helper(self, name: str, definition: Any, **options: Any) -> dict[str, Any]:
-        return {"description": options["schema"].__doc__}
+        docstring = options["schema"].__doc__
+        return {"description": docstring} if docstring else {}
 
 
 class Api(flask_smorest.Api):

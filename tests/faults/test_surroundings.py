@@ -191,6 +191,22 @@ def test_a_server_whose_messages_are_not_utf_8(
     assert (message if sys.version_info >= (3, 12) else "OperationalError()") in log
 
 
+def test_a_server_whose_shared_memory_cannot_be_written_starts(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Such as a container with a read-only file system and a folder /tmp."""
+    mount = ["unshare", "--mount", "sh", "-c"]
+    mount += ['mount -t tmpfs -o ro none /dev/shm && cd / && exec "$@"', "sh"]
+    if os.geteuid() != 0 or subprocess.run([*mount, "true"]).returncode != 0:
+        pytest.skip("a folder cannot be mounted here")
+    with (
+        Server(tmp_path, before=mount, DATABASE_URL=cluster.url(database)) as server,
+        User(server, "ann") as user,
+    ):
+        user.create()
+    quiet(server)
+
+
 @pytest.fixture
 def silent_resolver(tmp_path: Path) -> Iterator[tuple[list[str], socket.socket]]:
     """A command that runs another one where the only resolver never answers, and its socket."""
