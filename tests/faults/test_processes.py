@@ -1,5 +1,6 @@
 """Platforms stop, reload and kill processes every day."""
 
+import json
 import os
 import signal
 import socket
@@ -135,6 +136,27 @@ def test_a_worker_is_killed(server: Server) -> None:
     # The master logs that its worker was killed; nothing else is an error.
     log = server.log_file.read_text().replace('"level":"error","message":"Worker (pid:', "")
     server.log_file.write_text(log)
+
+
+def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    """Such as the driver of Docker whose service cannot be reached."""
+    reader, writer = os.pipe()
+    with Server(tmp_path, output=writer) as server, requests.Session() as session:
+        os.close(writer)
+        times = []
+        for path in ("/api/ann/tasks", "/health") * 1000:
+            answer = session.get(server.url + path, timeout=5)
+            assert answer.status_code == 200
+            times.append(answer.elapsed.total_seconds())
+        assert len(os.read(reader, 2**20)) > 30_000
+        assert session.get(f"{server.url}/health", timeout=5).status_code == 200
+        lines = [*map(json.loads, os.read(reader, 2**20).decode().splitlines())]
+        (dropped,) = (line for line in lines if "dropped" in line["message"])
+        session.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        print(f"2,000 requests, the longest {max(times):.2f} s; then: {dropped['message']}")
+    os.close(reader)
 
 
 def signal_all(server: Server, number: signal.Signals) -> None:
