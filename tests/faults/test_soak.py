@@ -93,7 +93,7 @@ def test_a_soak(tmp_path: Path, cluster: Cluster, database: str) -> None:
     cycle = len(faults)
     first, last = max(sizes[cycle : 2 * cycle] or sizes), max(sizes[-cycle:])
     print(f"\n{requests} requests in {turn} phases; at most {connections} connections;", end=" ")
-    print(f"memory {first:.0f} MB in the second cycle, {last:.0f} MB in the last one")
+    print(f"memory {first:.0f} MiB in the second cycle, {last:.0f} MiB in the last one")
     # Gunicorn itself logs that a worker was killed.
     assert [line for line in errors if "SIGKILL" not in line["message"]] == []
     assert connections <= MOST_CONNECTIONS
