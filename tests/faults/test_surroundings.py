@@ -96,11 +96,20 @@ def test_a_role_with_another_search_path_works(
 
 
 @pytest.mark.parametrize("query", ["?schema=Tasks", "?options=-csearch_path%3DTasks"])
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooled"])
 def test_the_schema_can_be_another_one(
-    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, query: str
+    tmp_path: Path,
+    cluster: Cluster,
+    database: str,
+    request: pytest.FixtureRequest,
+    query: str,
+    pooled: bool,
 ) -> None:
-    """PgBouncer refuses `options`, as the poolers of Neon and Supabase do."""
-    url = cluster.url(database, pgbouncer) + query + "&sslmode=require"
+    """PgBouncer refuses a search_path in `options`."""
+    url = cluster.url(database) + query
+    if pooled:
+        port = request.getfixturevalue("pgbouncer")
+        url = cluster.url(database, port) + f"{query}&sslmode=require"
     for _ in range(2):
         with Server(tmp_path, DATABASE_URL=url) as server, User(server, "a") as user:
             user.create()
