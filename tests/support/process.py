@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,8 +59,10 @@ class Forked:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
+        # The kernel forgets a process a moment before its exit code arrives here.
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
