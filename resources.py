@@ -12,9 +12,11 @@ from flask.views import MethodView
 from werkzeug.routing import BaseConverter
 
 import auth
+import lists
 import models
 import schemas
-from models import Cursor, Page, StoredTask
+from lists import Cursor, Page
+from models import StoredTask
 from settings import MAX_REQUEST_LINE
 from web import Blueprint, Invalid, QuerySchema
 
@@ -91,7 +93,7 @@ class Tasks(MethodView):
         returns every task exactly once, even while tasks are created, changed or deleted; only a
         task whose sort key changes may move.
         """
-        return page_response(models.list_tasks(user_id, **query), LIST_QUERY)
+        return page_response(lists.list_tasks(user_id, **query), LIST_QUERY)
 
     @tasks.operation("createTask", "Idempotency-Key")
     @tasks.doc(responses={201: {"links": LINKS}})
@@ -176,7 +178,7 @@ class DeletedTasks(MethodView):
         The tasks in the trash, the last deleted first. The server removes them after a while, by
         default after 30 days.
         """
-        page = models.list_tasks(user_id, sorting=models.LAST_DELETED_FIRST, **query)
+        page = lists.list_tasks(user_id, sorting=lists.LAST_DELETED_FIRST, **query)
         return page_response(page, TRASH_QUERY)
 
 

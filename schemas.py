@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import marshmallow as ma
 import orjson
 
+import lists
 import models
-from models import Cursor, Sorting
+from lists import Cursor, Sorting
 from web import BodySchema, QuerySchema, fields
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -106,7 +107,7 @@ class CursorField(fields.Described, ma.fields.String):
             sort, order, task_id, key = urlsafe_b64decode(f"{value}==").decode().split(" ", 3)
             if not UUID_TEXT.fullmatch(task_id):
                 raise ValueError("not a task id")
-            if sort in models.SORT_TEXTS:
+            if sort in lists.SORT_TEXTS:
                 fields.check_storable(key)
             elif datetime.strptime(key, TIMESTAMP).strftime(TIMESTAMP) != key:
                 raise ValueError("not a timestamp")
@@ -244,11 +245,11 @@ class StatusSchema(ma.Schema):
 
 # Where a page of any list begins and ends.
 LIMIT = fields.DecimalInteger(
-    "The maximum number of tasks.", 1, models.MAX_LIMIT, default=models.MAX_LIMIT
+    "The maximum number of tasks.", 1, lists.MAX_LIMIT, default=lists.MAX_LIMIT
 )
 # No default: a client that always sends defaults could not send `cursor`.
 OFFSET = fields.DecimalInteger(
-    "The number of tasks to skip. Not allowed together with `cursor`.", 0, models.MAX_OFFSET
+    "The number of tasks to skip. Not allowed together with `cursor`.", 0, lists.MAX_OFFSET
 )
 CURSOR = CursorField("The position to continue from, taken from the header `Link`.", minLength=1)
 
@@ -260,7 +261,7 @@ class TrashQuerySchema(QuerySchema):
 
     @ma.validates_schema
     def check(self, query: dict[str, Any], **_: Any) -> None:
-        check_position(query, models.LAST_DELETED_FIRST)
+        check_position(query, lists.LAST_DELETED_FIRST)
 
 
 def check_position(query: dict[str, Any], sorting: Sorting) -> None:

@@ -16,7 +16,7 @@ import pytest
 import requests
 from support.server import FIELDS, Server, User, fill, new_database
 
-from models import UNMEASURED_TASKS
+from lists import UNMEASURED_TASKS
 
 CLIENTS = 16
 KINDS = ["list", "get", "put", "patch", "flip", "delete", "restore"]

@@ -458,6 +458,7 @@ def test_the_image_has_only_what_serves() -> None:
     files = {
         "app.py",
         "cli.py",
+        "lists.py",
         "models.py",
         "resources.py",
         "schemas.py",

@@ -21,8 +21,9 @@ FILES += sorted(file for package in PACKAGES for file in (ROOT / package).glob("
 IMPORTS = {
     "app": {"auth", "cli", "database", "models", "resources", "server", "settings", "web"},
     "cli": {"auth", "database", "models", "server", "settings"},
-    "resources": {"auth", "models", "schemas", "settings", "web"},
-    "schemas": {"models", "web"},
+    "resources": {"auth", "lists", "models", "schemas", "settings", "web"},
+    "schemas": {"lists", "models", "web"},
+    "lists": {"database", "models"},
     "models": {"database"},
     "gunicorn.conf": {"server", "settings"},
     "settings": set(),

@@ -13,7 +13,8 @@ from flask import Flask, Response
 from psycopg2.extensions import set_wait_callback
 
 from database import Postgres
-from models import OLDEST_FIRST, PUBLIC_FIELDS, UNMEASURED_TASKS, select_one, select_page
+from lists import OLDEST_FIRST, UNMEASURED_TASKS, select_page
+from models import PUBLIC_FIELDS, select_one
 
 postgres = Postgres("", "public", threads=5)
 SELECT_ONE = select_one(postgres)

@@ -1,0 +1,210 @@
+"""Lists of tasks: their filters, their order, and pages of a limited size."""
+
+import sys
+import threading
+from functools import partial
+from typing import Any, NamedTuple
+
+import orjson
+from peewee import SQL, Case, ColumnBase, Node, TextField, Tuple, Value, Window, fn
+
+from database import Parameter, request_limit, sql, statement
+from models import (
+    DELETED_FIELDS,
+    FIELDS,
+    IS_OWNED,
+    PUBLIC_COLUMNS,
+    PUBLIC_FIELDS,
+    Task,
+    as_public,
+    fold,
+    pair_names,
+    send,
+    to_task,
+)
+
+MAX_LIMIT = MAX_OFFSET = 10_000
+# The approximate size at which a page ends, and the number of tasks serialized in one call.
+MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
+# Only after this many tasks does the database measure sizes, which takes a tenth of a list's time.
+UNMEASURED_TASKS = 400
+# The most that a task can take in a page, if every character is escaped.
+LONGEST_TASK_BYTES = 40_000
+# How long a thread may run before another one takes over: usually, and while it writes a list.
+SWITCH_S, SHORT_SWITCH_S = sys.getswitchinterval(), 0.001
+serialize_lock = threading.Lock()
+TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS if isinstance(FIELDS[name], TextField)]
+pair_names_and_deletion = partial(zip, DELETED_FIELDS)
+
+
+class Sorting(NamedTuple):
+    """The sort key of a list, one of SORT_TEXTS or the time `{sort}_at`, and "asc" or "desc"."""
+
+    sort: str
+    order: str
+
+
+OLDEST_FIRST, LAST_DELETED_FIRST = Sorting("created", "asc"), Sorting("deleted", "desc")
+
+
+class Cursor(NamedTuple):
+    """Where a page ended: how the list is sorted, and the page's last task and its sort key."""
+
+    sorting: Sorting
+    id: str
+    key: str
+
+
+class Page(NamedTuple):
+    """A page of tasks, or a part of one, as chunks of JSON, and the cursor if more tasks follow."""
+
+    chunks: list[bytes]
+    cursor: Cursor | None
+
+
+DUE_DAY = fn.substr(Task.due_date, 1, 10)
+# The filters of a list by the names of their parameters. A filter whose value is null selects all.
+FILTERS: dict[str, Node] = {
+    "completed": Task.completed == Parameter("completed"),
+    "priority": sql.is_one_of(Task.priority_folded, "priority"),
+    "tag": sql.has_lines(Task.tags_folded, "tag", every=True),
+    "tags": sql.has_lines(Task.tags_folded, "tags", every=False),
+    "due_date_from": Parameter("due_date_from") <= DUE_DAY,
+    "due_date_to": Parameter("due_date_to") >= DUE_DAY,
+    "search": sql.contains(Task.title_folded, Parameter("search"))
+    | sql.contains(Task.description_folded, Parameter("search")),
+}
+# How urgent a task is, for sorting. Every other word is a 2.
+PRIORITY_RANKS = {
+    "none": "0",
+    **dict.fromkeys(("low", "p4", "4"), "1"),
+    **dict.fromkeys(("high", "p2", "2"), "3"),
+    **dict.fromkeys(("urgent", "critical", "p1", "1"), "4"),
+}
+# Lists are sorted by this many characters of a title: a cursor contains them, and is in a URL.
+TITLE_KEY_LENGTH = 100
+# The sort keys that are texts. A date comes after the times on its day.
+SORT_TEXTS = {
+    "title": fn.substr(Task.title_lower, 1, TITLE_KEY_LENGTH),
+    "due_date": sql.when(fn.length(Task.due_date) == 10, Task.due_date.concat("~"), Task.due_date),
+    "priority": Case(Task.priority_folded, [*PRIORITY_RANKS.items()], "2"),
+}
+
+
+def sort_key(sorting: Sorting) -> ColumnBase:
+    if text := SORT_TEXTS.get(sorting.sort):
+        # Null is the last in both orders; only a due date can be null.
+        return fn.coalesce(text, "~" if sorting.order == "asc" else "")
+    return FIELDS[f"{sorting.sort}_at"]
+
+
+@statement
+def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: bool) -> Node:
+    """If `measured`, the database sends only the tasks that fit into `room_bytes`, perhaps none."""
+    sort, order = sorting
+    key = sort_key(sorting)
+    order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
+    # A cursor needs the sort key.
+    columns = PUBLIC_COLUMNS if f"{sort}_at" in PUBLIC_FIELDS else [*PUBLIC_COLUMNS, as_public(key)]
+    where = [IS_OWNED, Task.deleted_at.is_null(sort != "deleted")]
+    if filtered:
+        where += [Parameter(name).is_null() | condition for name, condition in FILTERS.items()]
+    if continued:
+        place, last = Tuple(key, Task.id), Tuple(Parameter("key"), Parameter("id"))
+        where.append(place > last if order == "asc" else place < last)
+    page = Task.select(*columns).where(*where).order_by(*order_by).limit(Parameter("limit"))
+    if not measured:
+        return page.offset(Parameter("offset"))
+    # The least that the other fields, all names and the punctuation take.
+    size = sum(map(sql.size_of, TEXTS), Value(240))
+    so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
+    # The rows stay in order: the outer query only filters them.
+    page = page.select_extend(so_far.alias("size"))
+    return page.select_from(SQL("*")).where(SQL("size") < Parameter("room_bytes"))
+
+
+def list_tasks(
+    user_id: str,
+    *,
+    sorting: Sorting = OLDEST_FIRST,
+    limit: int = MAX_LIMIT,
+    offset: int = 0,
+    cursor: Cursor | None = None,
+    **filters: Any,
+) -> Page:
+    """Read a page of a user's tasks, which ends at `limit` or at about MAX_PAGE_BYTES.
+
+    If sorted by `deleted`, it has the tasks in the trash, with `deleted_at`. `filters` are values
+    for FILTERS. A second statement is sent only for more than UNMEASURED_TASKS.
+    """
+    values = {name: fold_all(filters.get(name)) for name in FILTERS} if filters else {}
+
+    def read_part(after: Cursor | None, most: int, room_bytes: int, measured: bool = False) -> Page:
+        variant = bool(filters), sorting, after is not None, measured
+        part: Page = send(
+            select_page,
+            *variant,
+            read=lambda rows: serialize(rows, sorting, most, room_bytes),
+            user_id=user_id,
+            key=after and after.key,
+            id=after and after.id,
+            limit=most + 1,
+            offset=offset,
+            # Enough for the task that fills the page, and one more, which shows that others follow.
+            room_bytes=room_bytes + 2 * LONGEST_TASK_BYTES,
+            **values,
+        )
+        return part
+
+    with request_limit():
+        first_limit = min(limit, UNMEASURED_TASKS)
+        chunks, end = read_part(cursor, first_limit, MAX_PAGE_BYTES)
+        room_left = MAX_PAGE_BYTES - sum(map(len, chunks))
+        if end and first_limit < limit and room_left > 0:
+            if sorting.sort != "created" and not offset:
+                # A task that moves between two statements would be in both parts, or in neither.
+                chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)
+            else:
+                rest, end = read_part(end, limit - first_limit, room_left, measured=True)
+                chunks += rest
+    chunks[:1] = [b"["]  # Replaces the first comma.
+    chunks.append(b"]\n")
+    return Page(chunks, end)
+
+
+def fold_all(value: Any) -> Any:
+    """Fold a text, or each text in a list."""
+    if isinstance(value, list):
+        return [fold(text) for text in value]
+    return fold(value) if isinstance(value, str) else value
+
+
+def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
+    """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
+
+    Only a few rows are in memory at a time: all of them would take many times the page's size.
+    """
+    chunks: list[bytes] = []
+    pair = pair_names_and_deletion if sorting.sort == "deleted" else pair_names
+    while limit and room_bytes > 0:
+        # As many as fit if each is the longest: a page exceeds its size by one task at most.
+        fits = 1 + room_bytes // LONGEST_TASK_BYTES
+        # One thread at a time writes a list: all at once would be no faster. It gives way often, so
+        # that `/health` is answered; short turns of all requests would cost a GET a tenth more CPU.
+        with serialize_lock:
+            sys.setswitchinterval(SHORT_SWITCH_S)
+            try:
+                part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
+                if not part:
+                    break
+                chunks += b",", orjson.dumps([to_task(row, pair) for row in part])[1:-1]
+            finally:
+                sys.setswitchinterval(SWITCH_S)
+        last = part[-1]
+        limit -= len(part)
+        room_bytes -= len(chunks[-1])
+    if not rows.fetchone():
+        return Page(chunks, None)
+    # After the public columns comes the sort key, unless it is one of them.
+    key = to_task(last).get(f"{sorting.sort}_at") or last[len(PUBLIC_FIELDS)]
+    return Page(chunks, Cursor(sorting, last[0], key))
