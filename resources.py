@@ -2,8 +2,6 @@
 
 import hashlib
 import re
-from base64 import urlsafe_b64encode
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -18,12 +16,8 @@ import schemas
 from lists import Cursor, Page
 from models import StoredTask
 from settings import MAX_REQUEST_LINE
-from web import Blueprint, Invalid, QuerySchema
+from web import Blueprint, Invalid, QuerySchema, not_modified_if_known, sent_tags
 
-# RFC 9110, section 8.8.3. A tag without its quotes is also understood.
-ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*"|[^\s,"]+)', re.IGNORECASE)
-# What Apache and Jetty add to the tag of a response that they compress.
-COMPRESSION = re.compile(r"--?(?:br|deflate|gzip|zstd)\Z")
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 # The longest URL that can be requested with any method.
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
@@ -243,29 +237,11 @@ def page_response(page: Page, schema: QuerySchema) -> Response:
     return not_modified_if_known(response)
 
 
-def not_modified_if_known(response: Response) -> Response:
-    """Turn `response` into a 304 if If-None-Match names its ETag (RFC 9110, section 13.1.2).
-
-    Without Cache-Control, a browser could show an old copy (RFC 9111, section 4.2.2).
-    """
-    response.headers["Cache-Control"] = "private, no-cache"
-    is_any = request.headers.get("If-None-Match") == "*"
-    if is_any or response.headers["ETag"].strip('"') in sent_tags("If-None-Match"):
-        response.status_code = 304  # Werkzeug sends no body with it.
-    return response
-
-
 def if_match() -> list[str] | None:
     """The revisions in If-Match, or None for any."""
     if request.headers.get("If-Match", "*") == "*":
         return None
     return [*{tag for tag in sent_tags("If-Match") if schemas.UUID_TEXT.fullmatch(tag)}]
-
-
-def sent_tags(header: str) -> Iterator[str]:
-    """The entity tags in a header of the request, one by one. A weak tag is treated as strong."""
-    for match in ENTITY_TAG.finditer(request.headers.get(header, "")):
-        yield COMPRESSION.sub("", match[1].strip('"'))
 
 
 def idempotency_key() -> str | None:
@@ -281,10 +257,10 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
 
     Raises Invalid if it is longer than the server accepts.
     """
-    parts = *cursor.sorting, cursor.id, cursor.key
-    value = urlsafe_b64encode(" ".join(parts).encode()).decode().rstrip("=")
     query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
-    text = urlencode([*query, ("cursor", value)], doseq=True, quote_via=quote)
+    text = urlencode(
+        [*query, ("cursor", schemas.encode_cursor(cursor))], doseq=True, quote_via=quote
+    )
     url = f"{quote(request.path)}?{text}"
     if len(url) > MAX_URL:
         longest, _ = max(query, key=lambda pair: len(str(pair[1])))

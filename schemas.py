@@ -1,7 +1,7 @@
 """The schemas of requests and responses."""
 
 import re
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar
@@ -100,7 +100,7 @@ class Tags(fields.Described):
 
 
 class CursorField(fields.Described, ma.fields.String):
-    """A cursor, as `next_page_url` writes it."""
+    """A cursor, as `encode_cursor` writes it."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         try:
@@ -114,6 +114,12 @@ class CursorField(fields.Described, ma.fields.String):
         except ValueError as error:
             raise ma.ValidationError(NOT_A_CURSOR) from error
         return Cursor(Sorting(sort, order), task_id, key)
+
+
+def encode_cursor(cursor: Cursor) -> str:
+    """`cursor` for a URL, without the padding of Base64 (RFC 4648, section 5)."""
+    parts = *cursor.sorting, cursor.id, cursor.key
+    return urlsafe_b64encode(" ".join(parts).encode()).decode().rstrip("=")
 
 
 class TaskUpdateSchema(BodySchema):

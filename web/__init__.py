@@ -1,6 +1,7 @@
-"""HTTP: parsing, errors, CORS and the documentation. Nothing here is about tasks."""
+"""HTTP: parsing, conditions, errors, CORS and the documentation. Nothing here is about tasks."""
 
 from web.application import Application
+from web.conditions import not_modified_if_known, sent_tags
 from web.cors import allow_origins
 from web.docs import create_docs
 from web.openapi import Api, Blueprint
@@ -16,4 +17,6 @@ __all__ = [
     "QuerySchema",
     "allow_origins",
     "create_docs",
+    "not_modified_if_known",
+    "sent_tags",
 ]
