@@ -203,11 +203,12 @@ def test_a_head_that_does_not_end_holds_one_thread(
         with pytest.raises(ServiceUnavailable):
             keys.find("unknown")
         assert keys.find("old")
-        assert time.monotonic() - start < 0.5
+        assert time.monotonic() - start < 2
     assert issuer.requests == 2
     issuer.endless = b""
     issuer.publish(old)
     assert eventually(lambda: not is_fetching())
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 3.0)  # On a busy machine, 0.2 s is too short.
     assert keys.find("unknown") is None
     assert issuer.requests == 3
 
