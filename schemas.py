@@ -16,13 +16,18 @@ from web import BodySchema, QuerySchema, fields
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = "%Y-%m-%dT%H:%M:%S.%fZ"
-# The rules of `check_storable` and of a title as regular expressions for clients. NOT_BLANK names
-# the characters that are white space only in Python, and the one that is only in ECMAScript.
+# The rules for any text, a title and tags, as regular expressions for clients. NOT_BLANK names the
+# characters that are white space only in Python, and the one that is only in ECMAScript.
+BYTE_ORDER_MARK = "\ufeff"
 STORABLE = r"^[^\x00]*$"
-NOT_BLANK = r"^[^\x00]*([^\s\x00\x1c-\x1f\x85]|\ufeff)[^\x00]*$"
+NOT_BLANK = f"^[^\\x00]*([^\\s\\x00\\x1c-\\x1f\\x85]|{BYTE_ORDER_MARK})[^\\x00]*$"
 TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
 NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
-TAGS_WITH_COMMAS = r"^(?!\s*\[)[^,\x00-\x1f\x7f-\x9f]{0,50}(,[^,\x00-\x1f\x7f-\x9f]{0,50}){0,19}$"
+TAGS_WITH_COMMAS = (
+    r"^[^\S\x00-\x1f\x7f-\x9f]*"
+    r"([^\s\[,\x00-\x1f\x7f-\x9f][^,\x00-\x1f\x7f-\x9f]{0,49})?"
+    r"(,[^,\x00-\x1f\x7f-\x9f]{0,50}){0,19}$"
+)
 NOT_TAGS = "Must be an array of strings, or tags with commas between them."
 NOT_A_CURSOR = "Not a cursor of this list: use the URL in the Link header."
 STATUSES = {
@@ -155,12 +160,8 @@ class TaskUpdateSchema(BodySchema):
         "A date, a time without a zone, or a time in a zone, which is converted to UTC. null if the"
         " task has no due date.",
         allow_none=True,
-        anyOf=[
-            {"type": "string", "format": "date"},
-            {"type": "string", "format": "date-time"},
-            {"type": "string", "pattern": fields.LOCAL_TIME},
-            {"type": "null"},
-        ],
+        type="string",
+        pattern=fields.EMPTY_DATE_OR_TIME,
         example="2026-01-31",
     )
     tags: ma.fields.Field[Any] = Tags(
@@ -237,9 +238,12 @@ class MessageSchema(ma.Schema):
     message = ma.fields.String(required=True, metadata={"example": "Task deleted successfully"})
 
 
-class ClearedSchema(MessageSchema):
+class ClearedSchema(ma.Schema):
     """How many tasks the server deleted."""
 
+    message = ma.fields.String(
+        required=True, metadata={"example": "Completed tasks deleted successfully"}
+    )
     deleted = ma.fields.Integer(required=True, metadata={"minimum": 0, "example": 3})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -267,6 +268,48 @@ def test_the_examples_work_as_they_stand(user: User, document: dict[str, Any]) -
     assert user.put(path, json=example("TaskUpdate")).status_code == 200
     assert user.patch(path + "/complete", json=example("TaskCompletion")).status_code == 200
     assert user.get(f"/tasks/{uuid4()}").json()["type"] == "about:blank"
+
+
+def patterns(part: Any) -> Iterator[str]:
+    """Every pattern in a part of the document."""
+    if isinstance(part, dict):
+        yield from (part["pattern"],) if isinstance(part.get("pattern"), str) else ()
+        part = [*part.values()]
+    if isinstance(part, list):
+        for each in part:
+            yield from patterns(each)
+
+
+def test_a_pattern_is_one_in_every_language(document: dict[str, Any]) -> None:
+    r"""Go and Rust have no lookahead; PCRE, Go and Python's `re` differ in what \u and \Z mean."""
+    found = {*patterns(document)}
+    assert len(found) >= 6
+    for pattern in found:
+        assert not re.search(r"\(\?[^:]|\\[uUpPzZAGbB]", pattern), pattern
+
+
+def test_a_due_date_is_text_to_generated_clients(document: dict[str, Any]) -> None:
+    """With `format`, they parse it, and send midnight in UTC as a date."""
+    for name in ("TaskCreate", "TaskUpdate"):
+        due_date = document["components"]["schemas"][name]["properties"]["due_date"]
+        assert due_date["type"] == ["string", "null"]
+        assert not {"anyOf", "oneOf", "format"} & due_date.keys()
+
+
+def test_postman_finds_the_examples(document: dict[str, Any]) -> None:
+    """It ignores an example beside `anyOf`, and invents values that the server refuses."""
+    for field in document["components"]["schemas"]["TaskCreate"]["properties"].values():
+        if "anyOf" in field:
+            assert field["anyOf"][0]["example"] == field["example"]
+
+
+def test_the_example_of_a_message_is_what_is_sent(user: User, document: dict[str, Any]) -> None:
+    def example(name: str) -> str:
+        return document["components"]["schemas"][name]["properties"]["message"]["example"]
+
+    task = user.create()
+    assert user.delete(f"/tasks/{task['id']}").json()["message"] == example("Message")
+    assert user.delete("/tasks/completed/clear").json()["message"] == example("Cleared")
 
 
 @pytest.mark.parametrize("path", ["/static/docs.css", "/docs/swagger-ui/swagger-ui.css"])

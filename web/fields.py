@@ -18,17 +18,17 @@ MESSAGES: ErrorMessages = {
 NOT_A_DATE_OR_TIME = (
     "Must be a date or a time, such as 2026-01-31, 2026-01-31T09:30:00 or 2026-01-31T09:30:00Z."
 )
-# The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month.
-WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
-LOCAL_TIME = (
-    r"^(\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?)?$"
-)
 DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 DATE_OR_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[T ]((?:[01]\d|2[0-3]):[0-5]\d)(?:(:[0-5]\d)(?:\.\d+)?)?"
+    r"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01]))"
+    r"(?:[T ]((?:[01]\d|2[0-3]):[0-5]\d)(?:(:[0-5]\d)(?:\.\d+)?)?"
     r"(Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)?)?",
     re.ASCII,
 )
+# The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month. Also
+# PCRE, Go and Rust understand them.
+WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
+EMPTY_DATE_OR_TIME = f"^({DATE_OR_TIME.pattern})?$"
 
 
 def check_storable(text: str) -> None:
@@ -62,6 +62,8 @@ class Described(ma.fields.Field[Any]):
         self, description: str, *, validate: Any = None, allow_none: bool = False, **metadata: Any
     ) -> None:
         metadata = {"description": description, **metadata}
+        if "anyOf" in metadata:  # Postman ignores an example beside it.
+            metadata["anyOf"][0]["example"] = metadata["example"]
         super().__init__(validate=validate, allow_none=allow_none, metadata=metadata)
 
 
