@@ -24,6 +24,8 @@ CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNOREC
 # A body whose end the head does not say is like one that is too large: no more of it is read.
 UNKNOWN_LENGTH = MAX_BODY + 1
 EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
+# Bytes of a URL that its client should have escaped. curl sends a query as it was typed.
+UNESCAPED = re.compile(rb"[\x80-\xff]")
 EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 # The first line of a chunk, whose extensions mean nothing here (RFC 9112, section 7.1.1).
@@ -135,7 +137,8 @@ class Connection(TConn):
             b",".join(value.strip() for name, value in fields if name.lower() == wanted)
             for wanted in FRAMING
         )
-        is_http11 = self.head.endswith(b" HTTP/1.1", 0, self.head.find(b"\r\n"))
+        line_end = self.head.find(b"\r\n")
+        is_http11 = self.head.endswith(b" HTTP/1.1", 0, line_end)
         if codings:
             is_chunked = is_http11 and not length and CHUNKED.fullmatch(codings)
             self._length = None if is_chunked else UNKNOWN_LENGTH
@@ -143,6 +146,9 @@ class Connection(TConn):
             number = LENGTH.fullmatch(length or b"0")
             self._length = int(number[1]) if number else UNKNOWN_LENGTH
         self.expects_continue = is_http11 and expected.lower() == b"100-continue"
+        if not self.head.isascii():
+            line = self.head[:line_end]
+            self.head[:line_end] = UNESCAPED.sub(lambda byte: b"%%%02X" % byte[0][0], line)
         if fields:  # The parser would refuse an unknown expectation.
             self.head = bytearray(EXPECT.sub(b"", self.head))
         return True

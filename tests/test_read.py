@@ -1,10 +1,11 @@
 """GET /api/{user_id}/tasks/{task_id}"""
 
+import json
 from uuid import uuid4
 
 import pytest
 import requests
-from support.server import User
+from support.server import Server, User
 
 
 def test_a_task_reads_back_equal(user: User) -> None:
@@ -19,6 +20,17 @@ def test_spellings_of_a_tasks_path(user: User, form) -> None:
     task = user.create()
     response = user.get("/tasks/" + form(task["id"]), allow_redirects=False)
     assert (response.status_code, response.json()) == (200, task)
+
+
+@pytest.mark.one_database
+def test_a_url_need_not_be_escaped(server: Server) -> None:
+    """curl sends a query as it was typed, PHP and Java a path, too."""
+    with User(server, f"用户-{uuid4()}") as user:
+        task = user.create("Grüße")
+        user.create()
+        target = f"/api/{user.name}/tasks?search=grüße&limit=1".encode()
+        status, _, body = server.send(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        assert (status, json.loads(body)) == (200, [task])
 
 
 def test_nobody_learns_what_exists(user: User, other: User) -> None:
