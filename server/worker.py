@@ -40,6 +40,9 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 RECEIVE_BYTES = 32 * 1024
 
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+# What can begin a request. Node.js sends the body of a DELETE without its length: if the connection
+# were kept, the next request would begin with that body, and be lost.
+REQUEST_BEGIN = re.compile(rb"(?:\r\n)*(?:[A-Z-]+ |[A-Z-]*\Z|\r\Z)")
 HEALTH = re.compile(rb"(?:GET|HEAD) (?:https?://[^/ ]*)?/+health/?[ ?#]", re.IGNORECASE)
 # The result with which Gunicorn's `finish_request` keeps a connection.
 KEPT: Future[bool] = Future()
@@ -187,7 +190,8 @@ class Worker(ThreadWorker):
             conn.head.clear()
             request = next(conn.parser)
             request.body = BytesIO(conn.body)
-            if conn.sock.is_partial or is_last(request):
+            is_garbled = not REQUEST_BEGIN.match(conn.received)
+            if conn.sock.is_partial or is_garbled or is_last(request):
                 request.force_close()
             keeps = self.handle_request(request, conn)
         except Exception as error:

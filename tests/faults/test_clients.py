@@ -280,6 +280,31 @@ def test_a_connection_that_is_kept_is_kept(
                 assert (status, headers["connection"]) == (expected, "keep-alive")
 
 
+@pytest.mark.parametrize("body", [b'{"user_id": "ann"}', b"null", b"title=x", b" " * 9000])
+def test_a_body_without_a_length_does_not_spoil_the_next_request(
+    server: Server, body: bytes
+) -> None:
+    """Node.js sends the body of a DELETE in this way."""
+    delete = b"DELETE /api/ann/tasks/completed/clear HTTP/1.1\r\nHost: x\r\n\r\n"
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        connection.sendall(delete + body)
+        status, headers, _ = read(connection)
+        assert (status, headers["connection"]) == (200, "close")
+        assert connection.recv(1) == b""
+
+
+def test_requests_that_come_before_their_turn_are_answered(server: Server) -> None:
+    get = GET_TASKS + b"\r\n"
+    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        for rest in range(len(get)):
+            connection.sendall(get + b"\r\n" + get + get[:rest])
+            time.sleep(0.001)
+            connection.sendall(get[rest:])
+            for _ in range(3):
+                status, headers, _ = read(connection)
+                assert (status, headers["connection"]) == (200, "keep-alive")
+
+
 @pytest.mark.parametrize(
     "fields", [b"Close", b"TE, close", b"close,TE", b"keep-alive\r\nConnection: x,\tclose"]
 )
