@@ -98,7 +98,11 @@ def start(app: Flask, trash_days: int) -> str:
     except ForeignTable as error:
         return str(error)
     if trash_days:
-        threading.Thread(target=purge_daily, args=(app, trash_days), daemon=True).start()
+        purging = threading.Thread(target=purge_daily, args=(app, trash_days), daemon=True)
+        try:
+            purging.start()
+        except RuntimeError as error:
+            log.warning("nothing will be purged from the trash until a restart: %s", error)
     return ""
 
 

@@ -71,8 +71,9 @@ class KeySet:
             return self._get(kid)
         fetching = self._start_fetch()
         self._wait_for(fetching)
+        is_away = fetching.is_alive() or self._failures  # The fetch may end after this.
         found = self._get(kid)
-        if not found and (fetching.is_alive() or self._failures):
+        if not found and is_away:
             raise ServiceUnavailable(self._problem, retry_after=1)
         return found
 
@@ -97,8 +98,12 @@ class KeySet:
         """Start a fetch unless one is running or it is too early, and return the latest one."""
         with self._lock:
             if not self._fetching.is_alive() and monotonic() >= self._next_fetch_at:
-                self._fetching = threading.Thread(target=self._fetch, daemon=True)
-                self._fetching.start()
+                thread = threading.Thread(target=self._fetch, daemon=True)
+                try:
+                    thread.start()
+                    self._fetching = thread
+                except RuntimeError as error:  # The system has no thread left.
+                    self._note_failure(error)
             return self._fetching
 
     def _fetch(self) -> None:
@@ -106,11 +111,15 @@ class KeySet:
             self._keys = read_keys(download(self._url))
             self._stale_at = monotonic() + MAX_AGE_S
             self._failures, self._problem = 0, UNREACHABLE
+            self._next_fetch_at = monotonic() + MIN_PAUSE_S
         except Exception as error:  # A hostile answer can raise anything in the libraries.
-            address = self._url.partition("?")[0]  # A query can contain an API key.
-            log.warning("the keys at %s could not be fetched: %r", address, error)
-            self._failures += 1
-            self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
+            self._note_failure(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        address = self._url.partition("?")[0]  # A query can contain an API key.
+        log.warning("the keys at %s could not be fetched: %r", address, error)
+        self._failures += 1
+        self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
         # Without any keys, nobody is let in: try sooner, with a pause that doubles.
         backoff = min(2.0 ** min(self._failures, 10) / 2, MIN_PAUSE_S)
         self._next_fetch_at = monotonic() + (MIN_PAUSE_S if self._keys else backoff)

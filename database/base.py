@@ -107,6 +107,8 @@ class TaskDatabase(peewee.Database):
             upgrade.result(max(0.0, min(wait_s, time_left())))
         except TimeoutError as error:
             raise unavailable("the schema is being upgraded", UPGRADING) from error
+        except OSError as error:
+            raise unavailable(error) from error
 
     def qualify(self, sql: str) -> str:
         """Name the table's schema in `sql`: a pooler may leave any search_path on a connection."""
@@ -145,7 +147,10 @@ class TaskDatabase(peewee.Database):
 
 
 def in_background(work: Callable[[], T]) -> Future[T]:
-    """Run `work` in a daemon thread, which does not keep the process from stopping."""
+    """Run `work` in a daemon thread, which does not keep the process from stopping.
+
+    The result is an OSError if the system has no thread left.
+    """
     future: Future[T] = Future()
 
     def run() -> None:
@@ -154,7 +159,10 @@ def in_background(work: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError as error:
+        future.set_exception(OSError(str(error)))
     return future
 
 

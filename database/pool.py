@@ -34,9 +34,11 @@ class Pool:
         if self._is_closed:
             self.close()
         elif len(self._idle) > 1 and not self._timer:
-            self._timer = threading.Timer(MAX_IDLE_S, self._close_idle)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(MAX_IDLE_S, self._close_idle)
+            timer.daemon = True
+            with suppress(RuntimeError):  # The system has no thread left: try again later.
+                timer.start()
+                self._timer = timer
 
     def close(self) -> None:
         """Close the idle connections now, and the others as soon as they are idle."""

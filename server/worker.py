@@ -63,8 +63,13 @@ class ThreadPool:
         few threads, each of which keeps some memory of its longest list.
         """
         if self._started < min(busy, self._size):
-            self._started += 1
-            Thread(target=self._run, daemon=True).start()
+            try:
+                Thread(target=self._run, daemon=True).start()
+                self._started += 1
+            except RuntimeError:  # The system has no thread left: use those that there are.
+                if not self._started:
+                    call()
+                    return
         self._calls.put(call)
 
     def _run(self) -> None:

@@ -213,6 +213,24 @@ def test_a_head_that_does_not_end_holds_one_thread(
     assert issuer.requests == 3
 
 
+def test_a_fetch_that_ends_right_after_the_wait_signs_nobody_out(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys came after the look for them, and before the look whether it still ran."""
+    get = KeySet._get
+
+    def get_before_the_end(keys: KeySet, kid: str) -> object:
+        found = get(keys, kid)
+        if keys._fetching.ident:
+            keys._fetching.join()
+        return found
+
+    monkeypatch.setattr(KeySet, "_get", get_before_the_end)
+    monkeypatch.setattr(KeySet, "_wait_for", lambda *_: None)
+    with pytest.raises(ServiceUnavailable):
+        KeySet(issuer.url).find("old")
+
+
 def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
     keys = KeySet(issuer.url)
     with ThreadPoolExecutor(4) as pool:
