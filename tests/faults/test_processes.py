@@ -15,7 +15,7 @@ import psutil
 import pytest
 import requests
 from support.network import Load, Network, eventually
-from support.server import ROOT, Server
+from support.server import ROOT, Server, User
 
 from testbed.cluster import Cluster
 
@@ -157,6 +157,16 @@ def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
         assert server.process.wait(10) == 0
         print(f"2,000 requests, the longest {max(times):.2f} s; then: {dropped['message']}")
     os.close(reader)
+
+
+def test_a_log_on_a_full_disk_stops_nothing(tmp_path: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    with Server(tmp_path, output=full) as server, User(server, "ann") as ann:
+        ann.create()
+        assert len(ann.tasks()) == 1
+        ann.close()
+        assert server.stop() == 0
+    os.close(full)
 
 
 def signal_all(server: Server, number: signal.Signals) -> None:
