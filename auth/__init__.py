@@ -29,6 +29,12 @@ WRONG: dict[type[Exception], str] = {
     jwt.InvalidIssuerError: "Wrong issuer: found iss {iss}, expected {issuer}",
     jwt.InvalidAudienceError: "Wrong audience: found aud {aud}, expected {audience}",
 }
+# What PyJWT also says of a claim that is there and empty.
+MISSING_CLAIMS: dict[object, type[Exception]] = {
+    "iss": jwt.InvalidIssuerError,
+    "aud": jwt.InvalidAudienceError,
+}
+TIMES = {"exp", "nbf", "iat", "now"}
 
 log = logging.getLogger("tasks.auth")
 
@@ -76,9 +82,13 @@ class Verifier:
             if {"crit", "b64"} & decoded["header"].keys():
                 raise jwt.InvalidTokenError("The header has crit or b64")
             # RFC 7519, section 2. PyJWT accepts text as well.
-            is_date = type(claims["exp"]) in {int, float} and claims["exp"] <= MAX_NUMERIC_DATE
-            if not is_date or not claims["sub"]:
-                raise jwt.InvalidTokenError("The claim exp is no time, or sub is empty")
+            if type(claims["exp"]) not in {int, float} or claims["exp"] > MAX_NUMERIC_DATE:
+                found = describe(claims["exp"])
+                raise jwt.InvalidTokenError(
+                    f"The claim exp is no time in seconds since 1970: found {found}"
+                )
+            if not claims["sub"]:
+                raise jwt.InvalidTokenError("The claim sub is empty")
         except ServiceUnavailable:
             raise
         except Exception as error:  # A hostile token can raise anything in the libraries.
@@ -106,24 +116,25 @@ class Verifier:
         """Why `token` is refused: what was found and expected, without the token itself."""
         if (number := token.count(".") + 1) != 3:
             return f"Not a JWT: found {number} part(s), expected 3 (a session id, or encrypted?)"
-        if wrong := WRONG.get(type(error)):
-            with suppress(Exception):  # A token can have parts that cannot be read.
-                parts = jwt.decode_complete(token, options={"verify_signature": False})
-                found = {"nbf": None, "iat": None} | parts["header"] | parts["payload"]
-                return wrong.format_map(
-                    {name: describe(value) for name, value in found.items()}
-                    | {"now": describe(time()), "issuer": self.settings.jwt_issuer}
-                    | {"audience": " or ".join(self.settings.jwt_audience)}
-                )
         message = str(error) or type(error).__name__
         reason = message.encode("ascii", "backslashreplace").decode()[: 3 * MAX_DESCRIBED]
-        return f"Not a JWT: {reason}" if type(error) is jwt.DecodeError else reason
+        kind = MISSING_CLAIMS.get(getattr(error, "claim", None), type(error))
+        try:
+            parts = jwt.decode_complete(token, options={"verify_signature": False})
+            claims = dict.fromkeys(("alg", "exp", "nbf", "iat", "iss", "aud")) | parts["header"]
+            claims |= parts["payload"] | {"now": time()}
+            found = {name: describe(value, name in TIMES) for name, value in claims.items()}
+        except Exception:  # A hostile token can raise anything in the libraries.
+            return f"Not a JWT: {reason}" if kind is jwt.DecodeError else reason
+        found["issuer"] = self.settings.jwt_issuer or ""
+        found["audience"] = " or ".join(self.settings.jwt_audience)
+        return WRONG[kind].format_map(found) if kind in WRONG else reason
 
 
-def describe(value: object) -> str:
-    """`value` for the log: a number as a time, and anything else escaped and cut."""
+def describe(value: object, is_time: bool = False) -> str:
+    """`value` for the log: a number as a time if it is one, and anything else escaped and cut."""
     with suppress(OverflowError, OSError, ValueError):
-        if isinstance(value, int | float):
+        if is_time and isinstance(value, int | float):
             return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
     return ascii(value)[:MAX_DESCRIBED]
 

@@ -148,13 +148,16 @@ def download(url: str) -> Any:
     return json.loads(body)
 
 
-def read_keys(document: dict[str, Any]) -> Keys:
+def read_keys(document: Any) -> Keys:
     """The usable public keys in a key set. If they have one id, they are under None, too.
 
-    Raises NoUsableKey, or KeyError or TypeError if `document` is no key set.
+    Raises ValueError if `document` is no key set, or NoUsableKey.
     """
+    members = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(members, list):
+        raise ValueError("no key set: expected an object with a list `keys` (RFC 7517, section 5)")
     keys: Keys = {}
-    for member in document["keys"]:
+    for member in members:
         with suppress(PyJWTError, ValueError, TypeError, KeyError, AttributeError):
             public = {name: member[name] for name in PUBLIC_MEMBERS & member.keys()}
             algorithms, named = ALGORITHMS[member["kty"], member.get("crv")], member.get("alg")
@@ -167,8 +170,8 @@ def read_keys(document: dict[str, Any]) -> Keys:
                     continue  # Too short: no token would be accepted.
                 keys.setdefault(member.get("kid"), {}).setdefault(algorithm, key)
     if not keys:
-        members = [member for member in document["keys"] if isinstance(member, dict)]
-        kinds = [[*map(member.get, ("kty", "crv", "alg", "use"))] for member in members]
+        found = [member for member in members if isinstance(member, dict)]
+        kinds = [[*map(member.get, ("kty", "crv", "alg", "use"))] for member in found]
         raise NoUsableKey(f"no usable key, found {kinds}"[:300])
     if len(keys) == 1:
         keys[None] = next(iter(keys.values()))

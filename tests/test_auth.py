@@ -348,14 +348,24 @@ NOW = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
         ({"iss": "https://b"}, f"Wrong issuer: found iss 'https://b', expected {ISSUER}"),
         ({"iss": "\n\x1b\u7528"}, rf"Wrong issuer: found iss '\\n\\x1b\\u7528', expected {ISSUER}"),
         ({"iss": "x" * 5000}, f"Wrong issuer: found iss 'x{{199}}, expected {ISSUER}"),
-        ({"iss": None}, 'Token is missing the "iss" claim'),
+        ({"iss": None}, f"Wrong issuer: found iss None, expected {ISSUER}"),
+        ({"iss": 123456}, f"Wrong issuer: found iss 123456, expected {ISSUER}"),
         ({"aud": "web"}, r"Wrong audience: found aud 'web', expected other or api"),
         (
             {"aud": ["a", "\ud800"]},
             r"Wrong audience: found aud \['a', '\\ud800'\], expected other or api",
         ),
         ({"aud": ["a"] * 5000}, r"Wrong audience: found aud \[.{199}, expected other or api"),
-        ({"aud": None}, 'Token is missing the "aud" claim'),
+        ({"aud": None}, "Wrong audience: found aud None, expected other or api"),
+        ({"aud": []}, r"Wrong audience: found aud \[\], expected other or api"),
+        ({"aud": 42}, "Wrong audience: found aud 42, expected other or api"),
+        ({"sub": ""}, "The claim sub is empty"),
+        (
+            {"exp": 1795000000000},
+            "The claim exp is no time in seconds since 1970: found 1795000000000",
+        ),
+        ({"exp": "never"}, r"Expiration Time claim \(exp\) must be an integer."),
+        ({"nbf": "x"}, r"Not Before claim \(nbf\) must be an integer."),
     ],
 )
 def test_the_reason_says_what_was_found_and_expected(

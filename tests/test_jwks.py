@@ -231,6 +231,16 @@ def test_a_fetch_that_ends_right_after_the_wait_signs_nobody_out(
         KeySet(issuer.url).find("old")
 
 
+@pytest.mark.parametrize("document", ["[]", "{}", "null", '{"issuer": "x"}', '{"keys": {}}'])
+def test_the_log_says_that_an_address_has_no_key_set(
+    issuer: Issuer, document: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer.say(document.encode())
+    with pytest.raises(ServiceUnavailable):
+        KeySet(issuer.url).find("old")
+    assert eventually(lambda: "no key set: expected an object with a list `keys`" in caplog.text)
+
+
 def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
     keys = KeySet(issuer.url)
     with ThreadPoolExecutor(4) as pool:
