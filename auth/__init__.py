@@ -166,6 +166,7 @@ def authorize() -> None:
         log.info("unauthorized: %s", error.reason)
         raise
     if user_id != (request.view_args or {})["user_id"]:
+        log.info("forbidden: the token is for %s", describe(user_id))
         raise Forbidden
 
 

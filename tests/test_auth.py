@@ -177,6 +177,16 @@ def test_a_token_of_somebody_else_is_a_403_before_any_404(
         assert (response.status_code, response.json()["title"]) == (403, "Forbidden")
 
 
+def test_the_log_says_whose_token_was_for_another_path(
+    mode: tuple[Server, Callable[..., str]],
+) -> None:
+    server, sign = mode
+    start = server.log_file.stat().st_size
+    assert call(server, sign(claims(sub="auth0|5f\n"))).status_code == 403
+    said = [line["message"] for line in server.log(start)]
+    assert r"forbidden: the token is for 'auth0|5f\n'" in said
+
+
 def test_a_write_without_a_good_token_changes_nothing(
     mode: tuple[Server, Callable[..., str]],
 ) -> None:
