@@ -21,7 +21,7 @@ from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import PollableMethodQueue, ThreadWorker
 from gunicorn.workers.workertmp import WorkerTmp
 
 from server.connection import Connection
@@ -77,6 +77,16 @@ class ThreadPool:
             self._calls.get()()
 
 
+class MethodQueue(PollableMethodQueue):
+    """The loop's queue of calls, whose pipe stays open until the process ends.
+
+    A thread that is late would write into the file that has got the number of the pipe since.
+    """
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Heartbeat(WorkerTmp):
     """A worker's heartbeat, which starts anew after the container was frozen.
 
@@ -103,6 +113,7 @@ class Worker(ThreadWorker):
         super().__init__(*arguments)
         self.tmp.close()
         self.tmp = Heartbeat(self.cfg)
+        self.method_queue = MethodQueue()
 
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:
@@ -132,9 +143,11 @@ class Worker(ThreadWorker):
         """Close the listeners when the worker stops: a router can send a refused request again."""
         super().set_accept_enabled(enabled)
         if not (enabled or self.alive):
-            for listener in self.sockets:
-                while self.nr_conns < self.worker_connections and select([listener], [], [], 0)[0]:
-                    self.accept(listener)
+            while self.sockets:
+                listener = self.sockets.pop()
+                for _ in range(self.worker_connections - self.nr_conns):
+                    if select([listener], [], [], 0)[0]:
+                        self.accept(listener)
                 listener.close()
 
     def enqueue_req(self, conn: Any) -> None:

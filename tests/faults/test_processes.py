@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ import requests
 from support.network import Load, Network, eventually
 from support.server import ROOT, Server, User
 
+from server.worker import MethodQueue
 from testbed.cluster import Cluster
 
 
@@ -99,6 +102,79 @@ def test_a_new_connection_is_refused_while_a_stop_waits_for_another(server: Serv
         assert server.process.wait(10) == 0
 
 
+UNLUCKY = f"""
+import os, signal, time
+exec(open({str(ROOT / "gunicorn.conf.py")!r}).read())
+worker_connections = 20
+
+class Unlucky(Worker):
+    was_stopped = False
+
+    def notify(self):
+        super().notify()
+        if self.nr_conns >= self.worker_connections and not self.was_stopped:
+            self.was_stopped = True
+            os.kill(self.ppid, signal.SIGTERM)
+            while self.alive:
+                time.sleep(0.01)
+            time.sleep(1)
+
+worker_class = Unlucky
+"""
+
+
+def test_a_stop_in_the_round_in_which_the_loop_accepts_no_more(tmp_path: Path) -> None:
+    """While as many connections are open as there may be, and one of them closes."""
+    config = tmp_path / "unlucky.py"
+    config.write_text(UNLUCKY)
+    options = {"config": config, "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, **options) as server, ExitStack() as stack:
+        with User(server, "ann") as ann:
+            ann.create()
+        other = stack.enter_context(closing(sqlite3.connect(tmp_path / "tasks.db")))
+        other.isolation_level = None
+        other.execute("BEGIN IMMEDIATE")
+        writers = stack.enter_context(ThreadPoolExecutor(18))
+        writes = [
+            writers.submit(requests.post, f"{server.url}/api/ann/tasks", json={"title": "x"})
+            for _ in range(18)
+        ]
+        time.sleep(0.5)
+        silent = [socket.create_connection(server.address) for _ in range(2)]
+        time.sleep(0.5)
+        silent.pop().close()
+        time.sleep(1)
+        other.execute("ROLLBACK")
+        assert [write.result().status_code for write in writes] == [201] * 18
+        assert server.process.wait(10) == 0
+        silent.pop().close()
+    assert "Traceback" not in server.log_file.read_text()
+
+
+def test_a_stop_without_a_file_descriptor_left(tmp_path: Path) -> None:
+    with Server(tmp_path, WEB_CONCURRENCY="1") as server, ExitStack() as stack:
+        (worker,) = workers(server)
+        most = max(map(int, os.listdir(f"/proc/{worker}/fd"))) + 1
+        hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (most, hard))
+        for _ in range(5):
+            stack.enter_context(closing(socket.create_connection(server.address)))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(7) == 0
+    assert "Worker exiting" in server.log_file.read_text()
+
+
+def test_a_late_thread_writes_into_no_file(tmp_path: Path) -> None:
+    """Not even into one that has the number of a descriptor that the loop had."""
+    queue = MethodQueue()
+    queue.init()
+    queue.close()
+    with (tmp_path / "1").open("wb") as one, (tmp_path / "2").open("wb") as other:
+        queue.defer(print)
+        assert one.tell() == other.tell() == 0
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes() == b""
+
+
 def test_a_connection_that_was_idle_can_be_used_again(server: Server) -> None:
     """For longer than the routers of platforms keep theirs; 3 s of that are tested."""
     with closing(HTTPConnection(*server.address, timeout=5)) as connection:
@@ -156,6 +232,18 @@ def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 0
         print(f"2,000 requests, the longest {max(times):.2f} s; then: {dropped['message']}")
+    os.close(reader)
+
+
+def test_a_log_of_long_lines_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    """A pipe has space as soon as it has space for a part of a line."""
+    reader, writer = os.pipe()
+    with Server(tmp_path, output=writer) as server:
+        os.close(writer)
+        for _ in range(30):
+            assert requests.get(f"{server.url}/{'a' * 8000}", timeout=5).status_code == 404
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(6) == 0
     os.close(reader)
 
 
