@@ -122,13 +122,16 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
                     self._discard(pool, connection)
                     was_demoted = True
+                elif isinstance(error, SCHEMA_ERRORS):
+                    # Leaves room for the connection that migrates: there may be a limit.
+                    self._discard(pool, connection)
+                    self._schema_is_current = False
+                    break
                 else:
                     pool.push(connection)
                     if isinstance(error, extensions.TransactionRollbackError):
                         continue
-                    if isinstance(error, SCHEMA_ERRORS):
-                        self._schema_is_current = False
-                    elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
+                    if isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
                         # Further lines can have the row, which must not get into the log.
                         raise type(error)(one_line(error)) from None
                     break
@@ -142,8 +145,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def _discard(self, pool: Pool, lost: extensions.connection) -> None:
         """Close a lost connection, and the idle ones: they are as old, and may be lost, too."""
-        if self._pool is pool:
-            self._pool = Pool()
+        new = Pool()
+        if self._pool is pool:  # No other thread runs between this and the assignment.
+            self._pool = new
         lost.close()
         pool.close()
 

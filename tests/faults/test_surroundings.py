@@ -404,6 +404,26 @@ def test_a_table_that_is_being_restored_is_a_503(
     quiet(server)
 
 
+def test_a_schema_that_is_back_is_found_although_no_further_connection_is_allowed(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    role = f"one_{database}"
+    cluster.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' CONNECTION LIMIT 1")
+    cluster.execute(f"GRANT ALL ON SCHEMA public TO {role}", database)
+    url = cluster.url(database).replace("//postgres:", f"//{role}:")
+    with (
+        Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server,
+        User(server, "ann") as ann,
+    ):
+        task = ann.create()
+        cluster.execute("ALTER TABLE task RENAME TO away", database)
+        assert ann.get("/tasks").status_code == 503
+        cluster.execute("ALTER TABLE away RENAME TO task", database)
+        eventually(lambda: ann.get("/tasks").status_code == 200, 5)
+        assert ann.tasks() == [task]
+    quiet(server)
+
+
 def test_the_kernel_asks_after_idle_connections(
     tmp_path: Path, cluster: Cluster, database: str, network: Network
 ) -> None:
