@@ -1,10 +1,12 @@
 """The commands of `flask --app app`."""
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+import psycopg2
 from flask import Flask
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -78,3 +80,5 @@ def database_errors() -> Iterator[None]:
         raise click.ClickException(f"database unavailable: {reason}") from error
     except (ForeignTable, models.NotRemovable) as error:
         raise click.ClickException(str(error)) from error
+    except (psycopg2.Error, sqlite3.Error) as error:  # Such as a foreign key of another program.
+        raise click.ClickException(f"the database refused: {one_line(error)}") from error

@@ -411,6 +411,11 @@ def test_a_purge_that_fails_is_logged_and_is_not_the_end(tmp_path: Path, databas
         INSERT INTO note SELECT user_id, id FROM task;
         """,
     )
+    for command in (["purge"], ["forget", "ann", "--yes"]):
+        result = run_command(tmp_path, *command, DATABASE_URL=database_url)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("Error: the database refused: update or delete on table")
+        assert result.stderr.count("\n") == 1
     with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "ann") as user:
         user.create()
         messages = "the trash could not be purged"
