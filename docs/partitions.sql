@@ -1,6 +1,17 @@
 -- Turns the table of tasks into one with 16 hash partitions, in one transaction. Requests wait
 -- meanwhile, so stop the service first if the table is large. Needs PostgreSQL 11 or newer.
 BEGIN;
+DO $$
+BEGIN
+  IF EXISTS (
+    SELECT FROM pg_class WHERE oid = 'task'::regclass AND relrowsecurity
+    UNION ALL
+    SELECT FROM pg_trigger WHERE tgrelid = 'task'::regclass AND NOT tgisinternal
+  ) THEN
+    RAISE 'task has triggers or row-level security, which its copy would lose';
+  END IF;
+END
+$$;
 ALTER TABLE task RENAME TO task_whole;
 CREATE TABLE task (LIKE task_whole INCLUDING ALL) PARTITION BY HASH (user_id);
 DO $$

@@ -245,3 +245,23 @@ def test_a_server_whose_schema_is_current_needs_no_lock(
         with Server(tmp_path / "second", DATABASE_URL=url) as server, User(server, "ann") as user:
             user.create()
     assert "unavailable" not in server.log_file.read_text()
+
+
+@pytest.mark.parametrize(
+    "protection",
+    [
+        "ALTER TABLE task ENABLE ROW LEVEL SECURITY",
+        "CREATE TRIGGER z BEFORE UPDATE ON task FOR EACH ROW"
+        " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    ],
+)
+def test_the_script_for_partitions_drops_no_protection_of_the_table(
+    tmp_path: Path, cluster: Cluster, database: str, protection: str
+) -> None:
+    url = cluster.url(database)
+    assert run_command(tmp_path, "migrate", DATABASE_URL=url).exit_code == 0
+    cluster.execute(protection, database)
+    with pytest.raises(psycopg2.errors.RaiseException, match="its copy would lose"):
+        change_by_hand(url, (ROOT / "docs" / "partitions.sql").read_text())
+    kind = "SELECT relkind FROM pg_class WHERE oid = 'task'::regclass"
+    assert cluster.execute(kind, database) == [("r",)]
