@@ -150,6 +150,11 @@ class Worker(ThreadWorker):
                         self.accept(listener)
                 listener.close()
 
+    def is_parent_alive(self) -> bool:
+        """Whether the master runs. If it was killed, stop as on SIGTERM, and leave the port."""
+        self.alive = self.alive and super().is_parent_alive()
+        return bool(self.alive)
+
     def enqueue_req(self, conn: Any) -> None:
         """Wait for the next request on a connection."""
         # Without reading more than there is, or a fast client would fill the memory.

@@ -82,22 +82,31 @@ def test_a_request_that_takes_seconds_survives_a_stop(server: Server, network: N
     assert server.process.wait(10) == 0
 
 
+def is_refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_the_port_is_free_soon_after_the_master_was_killed(server: Server) -> None:
+    """Although a client is still there: a new server could not listen."""
+    address = server.address
+    with closing(socket.create_connection(address)):
+        server.process.kill()
+        eventually(lambda: is_refused(address), 4)
+
+
 def test_a_new_connection_is_refused_while_a_stop_waits_for_another(server: Server) -> None:
     """A router can send a refused request to another server, but not one that is reset later."""
-
-    def is_refused() -> bool:
-        try:
-            socket.create_connection(server.address, timeout=5).close()
-        except ConnectionRefusedError:
-            return True
-        return False
-
-    with closing(HTTPConnection(*server.address, timeout=5)) as idle:
+    address = server.address
+    with closing(HTTPConnection(*address, timeout=5)) as idle:
         idle.request("GET", "/health")
         assert idle.getresponse().read() == b'{"status":"ok"}\n'
         server.process.send_signal(signal.SIGTERM)
-        eventually(is_refused, 1.5)
-        assert [is_refused() for _ in range(5)] == [True] * 5
+        eventually(lambda: is_refused(address), 1.5)
+        assert [is_refused(address) for _ in range(5)] == [True] * 5
         assert server.process.poll() is None
         assert server.process.wait(10) == 0
 
