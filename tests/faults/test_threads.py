@@ -89,7 +89,7 @@ def test_a_shortage_of_threads_loses_nothing(
     assert cluster.execute("SELECT to_regclass('task')", database)[0][0] or not created
     if created:
         assert cluster.execute("SELECT count(*) FROM task", database) == [(created,)]
-    print(f"\\n{tasks} processes and threads: {created} of {len(statuses)} creates, all found")
+    print(f"\n{tasks} processes and threads: {created} of {len(statuses)} creates, all found")
 
 
 def test_no_user_is_signed_out_while_no_thread_can_fetch_the_keys(
