@@ -81,16 +81,15 @@ class StderrHandler(logging.Handler):
     dropped = 0
 
     def handle(self, record: logging.LogRecord) -> bool:
-        number = self.dropped
         try:
-            write(f"{self.format(record)}\n".encode(), 0 if number else MAX_WRITE_S)
+            write(f"{self.format(record)}\n".encode(), 0 if self.dropped else MAX_WRITE_S)
         except OSError:
             self.dropped += 1
         except Exception:
             self.handleError(record)
         else:
+            number, self.dropped = self.dropped, 0
             if number:
-                self.dropped -= number
                 log.warning("about %d lines of the log were dropped: no space was left", number)
         return True
 
