@@ -118,7 +118,7 @@ def slowest(server: Server, seconds: float, path: str = "/health") -> float:
         start = time.monotonic()
         assert requests.get(server.url + path, timeout=20).status_code == 200
         took.append(time.monotonic() - start)
-    assert len(took) > 2 * seconds
+    assert len(took) > 5 * seconds
     return max(took)
 
 
