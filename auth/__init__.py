@@ -121,14 +121,17 @@ class Verifier:
         kind = MISSING_CLAIMS.get(getattr(error, "claim", None), type(error))
         try:
             parts = jwt.decode_complete(token, options={"verify_signature": False})
+            if kind not in WRONG:
+                return reason
             claims = dict.fromkeys(("alg", "exp", "nbf", "iat", "iss", "aud")) | parts["header"]
             claims |= parts["payload"] | {"now": time()}
-            found = {name: describe(value, name in TIMES) for name, value in claims.items()}
+            return WRONG[kind].format_map(
+                {name: describe(value, name in TIMES) for name, value in claims.items()}
+                | {"issuer": self.settings.jwt_issuer}
+                | {"audience": " or ".join(self.settings.jwt_audience)}
+            )
         except Exception:  # A hostile token can raise anything in the libraries.
             return f"Not a JWT: {reason}" if kind is jwt.DecodeError else reason
-        found["issuer"] = self.settings.jwt_issuer or ""
-        found["audience"] = " or ".join(self.settings.jwt_audience)
-        return WRONG[kind].format_map(found) if kind in WRONG else reason
 
 
 def describe(value: object, is_time: bool = False) -> str:

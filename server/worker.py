@@ -146,8 +146,9 @@ class Worker(ThreadWorker):
             while self.sockets:
                 listener = self.sockets.pop()
                 for _ in range(self.worker_connections - self.nr_conns):
-                    if select([listener], [], [], 0)[0]:
-                        self.accept(listener)
+                    if not select([listener], [], [], 0)[0]:
+                        break
+                    self.accept(listener)
                 listener.close()
 
     def is_parent_alive(self) -> bool:
