@@ -38,6 +38,19 @@ sendfile = False  # It blocks a thread while a slow client reads.
 control_socket_disable = True  # Not used; its file needs a home folder, which can be missing.
 
 
+def on_starting(server: Any) -> None:
+    """Let the master go on if the system has no process left for a worker: it would end itself."""
+    spawn = server.spawn_worker
+
+    def spawn_worker() -> None:
+        try:
+            spawn()
+        except OSError as error:
+            server.log.warning("No worker can be started now: %s", error.strerror)
+
+    server.spawn_worker = spawn_worker
+
+
 def when_ready(server: Any) -> None:
     addresses = [str(listener) for listener in server.LISTENERS]
     fields = startup_summary(settings, addresses)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 import psycopg2
 import pytest
 import requests
@@ -90,6 +91,29 @@ def test_a_shortage_of_threads_loses_nothing(
     if created:
         assert cluster.execute("SELECT count(*) FROM task", database) == [(created,)]
     print(f"\n{tasks} processes and threads: {created} of {len(statuses)} creates, all found")
+
+
+def test_a_worker_is_replaced_as_soon_as_there_may_be_a_process(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    url, limited = cluster.url(database), limited_to(50)
+    with Server(tmp_path, before=limited, DATABASE_URL=url) as server:
+        master = psutil.Process(server.process.pid)
+
+        def limit(tasks: int) -> None:
+            options = [f"--pid={master.pid}", f"--nproc={tasks}:50"]
+            subprocess.run([*limited[:-1], *options], check=True)
+
+        eventually(lambda: len(master.children()) == 2, 5)
+        limit(1)
+        victim, other = master.children()
+        victim.kill()
+        eventually(lambda: "No worker can be started" in server.log_file.read_text(), 5)
+        assert requests.get(f"{server.url}/health", timeout=5).status_code == 200
+        limit(50)
+        eventually(lambda: len(master.children()) == 2, 5)
+        assert other in master.children()
+        assert server.stop() == 0
 
 
 def test_no_user_is_signed_out_while_no_thread_can_fetch_the_keys(
