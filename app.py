@@ -3,7 +3,6 @@
 import logging
 import threading
 from contextlib import suppress
-from functools import partial
 from time import sleep
 
 import click
@@ -41,8 +40,8 @@ log = logging.getLogger("tasks.app")
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the application from `settings`, or from the environment.
 
-    Connects to nothing: `app.extensions["start"]` or the first request does. A server other than
-    Gunicorn calls `start` in each process, or nothing purges the trash. Raises InvalidSetting.
+    Connects to nothing: `start` or the first request does. A server other than Gunicorn calls
+    `start` in each process, or nothing purges the trash. Raises InvalidSetting.
     """
     settings = settings or process_settings()
     configure_logging(settings.log_level)
@@ -60,6 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             },
             "servers": [{"url": "/"}],
         },
+        TRASH_DAYS=settings.trash_days,
     )
     app.extensions["auth"] = auth.create_verifier(settings)
     app.url_map.converters["user_id"] = resources.UserIdConverter
@@ -71,7 +71,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
-    app.extensions["start"] = partial(start, app, settings.trash_days)
     command = click.get_current_context(silent=True)
     if not command or command.info_name == "run":
         log_warnings(settings)
@@ -84,7 +83,7 @@ def open_database(settings: Settings) -> TaskDatabase:
     return Postgres(settings.database_url, settings.database_schema, settings.threads)
 
 
-def start(app: Flask, trash_days: int) -> str:
+def start(app: Flask) -> str:
     """Do what precedes the first request: fetch the keys, migrate, and begin to purge.
 
     Only for a process that forks no other: SQLite's locks would not hold in both. Without it, the
@@ -97,7 +96,7 @@ def start(app: Flask, trash_days: int) -> str:
         log.warning("started without the database; a later request brings its schema up to date")
     except ForeignTable as error:
         return str(error)
-    if trash_days:
+    if trash_days := app.config["TRASH_DAYS"]:
         purging = threading.Thread(target=purge_daily, args=(app, trash_days), daemon=True)
         try:
             purging.start()

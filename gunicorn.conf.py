@@ -1,5 +1,6 @@
 """How the application is served."""
 
+import gc
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
+from app import start
 from server import ServerLogger, Worker, log_warnings, logging_config, startup_summary
 from settings import MAX_REQUEST_LINE, VERSION, process_settings
 
@@ -52,6 +54,8 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
+    # The workers share the memory of the modules. Their garbage collectors would copy it.
+    gc.freeze()
     addresses = [str(listener) for listener in server.LISTENERS]
     fields = startup_summary(settings, addresses)
     server.log.info("Task API %s started", VERSION, extra={"fields": fields})
@@ -69,7 +73,7 @@ def post_worker_init(worker: Any) -> None:
     Before the worker sets its own signal handlers, it has the master's. These only put a signal
     into a queue that no worker reads, and the worker would run until it is killed.
     """
-    refusal = worker.wsgi.extensions["start"]()
+    refusal = start(worker.wsgi)
     if refusal and worker.age == 1:  # If two workers stop the start, Gunicorn logs a traceback.
         worker.log.critical(refusal)
         sys.exit(Arbiter.APP_LOAD_ERROR)

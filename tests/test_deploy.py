@@ -27,11 +27,13 @@ from urllib.parse import urljoin
 from uuid import uuid4
 
 import jwt
+import psutil
 import pytest
 import requests
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import validate
 from ruamel.yaml import YAML
+from support.network import eventually
 from support.server import ROOT, Server, new_database
 
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
@@ -539,6 +541,21 @@ def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "200 401\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["killed", "reloaded"])
+def test_a_new_worker_has_the_code_of_the_start(tmp_path: Path, number: int) -> None:
+    """Or it could mix the files of two versions, while a new one is copied over the old one."""
+    link_repository(tmp_path)
+    config, path = tmp_path / "gunicorn.conf.py", str(tmp_path)
+    with Server(tmp_path, config=config, PYTHONPATH=path, WEB_CONCURRENCY="1") as server:
+        (tmp_path / "resources.py").unlink()
+        (tmp_path / "resources.py").write_text("half a li")
+        master = psutil.Process(server.process.pid)
+        (before,) = master.children()
+        (before if number == signal.SIGKILL else master).send_signal(number)
+        eventually(lambda: len(master.children()) == 1 and before not in master.children(), 5)
+        assert requests.get(f"{server.url}/ready", timeout=5).status_code == 200
 
 
 def test_it_obeys_the_platform(deployed: Deployed) -> None:
