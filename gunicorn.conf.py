@@ -41,7 +41,10 @@ control_socket_disable = True  # Not used; its file needs a home folder, which c
 
 
 def on_starting(server: Any) -> None:
-    """Let the master go on if the system has no process left for a worker: it would end itself."""
+    """Keep the master if the system has no process left for a worker: Gunicorn would end it.
+
+    The master tries again every second.
+    """
     spawn = server.spawn_worker
 
     def spawn_worker() -> None:
