@@ -182,7 +182,7 @@ def test_1000_requests_sent_by_half(own_server: Server) -> None:
     before = memory(own_server)
     with Clients(own_server, 1000, half):
         after = memory(own_server)
-        health = slowest(own_server, 2)
+        health = slowest(own_server, 1)
     print(
         f"\n1,000 half-sent requests of 128 KiB: {before:.0f} MiB before, {after:.0f} MiB with"
         f" them, /health {health:.3f} s at most"
