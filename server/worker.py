@@ -5,6 +5,7 @@ the part of a response that the client does not receive at once. So a slow clien
 and a bounded amount of memory, but no thread.
 """
 
+import logging
 import re
 import socket
 from collections.abc import Callable
@@ -48,6 +49,8 @@ HEALTH = re.compile(rb"(?:GET|HEAD) (?:https?://[^/ ]*)?/+health/?[ ?#]", re.IGN
 KEPT: Future[bool] = Future()
 KEPT.set_result(True)
 
+log = logging.getLogger("tasks.server")
+
 
 class ThreadPool:
     """Threads that call functions. A Future for each call would cost a tenth of a GET's CPU."""
@@ -74,7 +77,10 @@ class ThreadPool:
 
     def _run(self) -> None:
         while True:
-            self._calls.get()()
+            try:
+                self._calls.get()()
+            except Exception:  # Such as a MemoryError. The thread must go on: none replaces it.
+                log.exception("a request could not be answered")
 
 
 class MethodQueue(PollableMethodQueue):
@@ -224,8 +230,9 @@ class Worker(ThreadWorker):
                 # Gunicorn writes its page with textwrap.dedent(), which Python 3.14 has changed.
                 page = b"".join(conn.sock.unsent)
                 conn.sock.unsent = [page.replace(b"\r\n\n", b"\r\n\r\n", 1)]
-        keeps = conn.sock.flush() and keeps
-        self.method_queue.defer(self.finish, conn, keeps)
+        finally:
+            keeps = conn.sock.flush() and keeps
+            self.method_queue.defer(self.finish, conn, keeps)
 
     def finish(self, conn: Connection, keeps: bool) -> None:
         """Send the rest of the response, then wait for the next request or close."""

@@ -606,6 +606,32 @@ def test_a_response_that_breaks_off(tmp_path: Path) -> None:
         assert psutil.Process(server.process.pid).children() == [worker]
 
 
+def test_an_error_whose_page_cannot_be_written_costs_no_thread(tmp_path: Path) -> None:
+    """As if no memory were left for the page. There are five threads, and six such errors."""
+    (tmp_path / "broken.py").write_text(
+        "import app, flask\n"
+        "from gunicorn.http.errors import InvalidHeader\n"
+        "class Unwritable(InvalidHeader):\n"
+        "    def __str__(self):\n"
+        "        raise MemoryError\n"
+        "def broken():\n"
+        "    raise Unwritable('')\n"
+        "    yield b''\n"
+        "def create_app():\n"
+        "    made = app.create_app()\n"
+        "    made.add_url_rule('/broken', view_func=lambda: flask.Response(broken()))\n"
+        "    return made\n"
+    )
+    settings = {"WEB_CONCURRENCY": "1", "THREADS": "5"}
+    with Server(tmp_path, app="broken:create_app()", **settings) as server:
+        for _ in range(6):
+            with pytest.raises(requests.ConnectionError):
+                requests.get(f"{server.url}/broken", timeout=5)
+        assert requests.get(f"{server.url}/openapi.json", timeout=5).status_code == 200
+        eventually(lambda: held(server) == 0, 5)
+        assert "MemoryError" in server.log_file.read_text()
+
+
 def test_a_socket_in_a_folder(tmp_path: Path, cluster: Cluster, database: str) -> None:
     """As nginx is often told to call."""
     path = tmp_path / "socket"
