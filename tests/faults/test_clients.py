@@ -585,18 +585,25 @@ def test_a_slow_download_is_whole(server: Server) -> None:
         assert read(connection)[0] == 200
 
 
-def test_a_response_that_breaks_off(tmp_path: Path) -> None:
-    """Gunicorn closes its socket in a thread. The event loop survives that."""
-    (tmp_path / "broken.py").write_text(
+def write_broken_app(folder: Path, body: str) -> None:
+    """The application with a route `/broken`, whose response `body` yields."""
+    (folder / "broken.py").write_text(
         "import app, flask\n"
-        "def broken():\n"
-        "    yield b'half'\n"
-        "    raise ValueError('broken')\n"
+        "from gunicorn.http.errors import InvalidHeader\n"
+        "class Unwritable(InvalidHeader):\n"
+        "    def __str__(self):\n"
+        "        raise MemoryError\n"
+        f"def broken():\n    {body}\n"
         "def create_app():\n"
         "    made = app.create_app()\n"
         "    made.add_url_rule('/broken', view_func=lambda: flask.Response(broken()))\n"
         "    return made\n"
     )
+
+
+def test_a_response_that_breaks_off(tmp_path: Path) -> None:
+    """Gunicorn closes its socket in a thread. The event loop survives that."""
+    write_broken_app(tmp_path, "yield b'half'; raise ValueError('broken')")
     with Server(tmp_path, app="broken:create_app()", WEB_CONCURRENCY="1") as server:
         (worker,) = psutil.Process(server.process.pid).children()
         for _ in range(3):
@@ -608,20 +615,7 @@ def test_a_response_that_breaks_off(tmp_path: Path) -> None:
 
 def test_an_error_whose_page_cannot_be_written_costs_no_thread(tmp_path: Path) -> None:
     """As if no memory were left for the page. There are five threads, and six such errors."""
-    (tmp_path / "broken.py").write_text(
-        "import app, flask\n"
-        "from gunicorn.http.errors import InvalidHeader\n"
-        "class Unwritable(InvalidHeader):\n"
-        "    def __str__(self):\n"
-        "        raise MemoryError\n"
-        "def broken():\n"
-        "    raise Unwritable('')\n"
-        "    yield b''\n"
-        "def create_app():\n"
-        "    made = app.create_app()\n"
-        "    made.add_url_rule('/broken', view_func=lambda: flask.Response(broken()))\n"
-        "    return made\n"
-    )
+    write_broken_app(tmp_path, "raise Unwritable(''); yield b''")
     settings = {"WEB_CONCURRENCY": "1", "THREADS": "5"}
     with Server(tmp_path, app="broken:create_app()", **settings) as server:
         for _ in range(6):
