@@ -13,7 +13,7 @@ import auth
 import lists
 import models
 import schemas
-from lists import Cursor, Page
+from lists import Cursor, Page, Sorting
 from models import StoredTask
 from settings import MAX_REQUEST_LINE
 from web import Blueprint, Invalid, QuerySchema, not_modified_if_known, sent_tags
@@ -23,6 +23,10 @@ IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
 PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
 LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
+# By a title of the longest characters, and with an id.
+LONGEST_CURSOR = schemas.encode_cursor(
+    Cursor(Sorting("title", "desc"), "0" * 36, "\U0010ffff" * lists.TITLE_KEY_LENGTH)
+)
 
 
 class UserIdConverter(BaseConverter):
@@ -255,14 +259,14 @@ def idempotency_key() -> str | None:
 def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     """The URL of the page after `cursor`, relative to this host (RFC 8288, section 3.1).
 
-    Raises Invalid if it is longer than the server accepts.
+    Raises Invalid if it, or that of a later page, could be longer than the server accepts.
     """
     query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
-    text = urlencode(
-        [*query, ("cursor", schemas.encode_cursor(cursor))], doseq=True, quote_via=quote
-    )
-    url = f"{quote(request.path)}?{text}"
-    if len(url) > MAX_URL:
+    text = schemas.encode_cursor(cursor)
+    pairs = [*query, ("cursor", text)]
+    url = f"{quote(request.path)}?{urlencode(pairs, doseq=True, quote_via=quote)}"
+    # The cursor of a later page can be longer, and a walk must not end before its last page.
+    if len(url) - len(text) + len(LONGEST_CURSOR) > MAX_URL:
         longest, _ = max(query, key=lambda pair: len(str(pair[1])))
         raise Invalid({longest: ["Too long: the URL of the next page would not be accepted."]})
     return url

@@ -585,3 +585,28 @@ def test_a_link_is_never_too_long_to_follow(server: Server, sort: str) -> None:
         status, headers, body = get(url)
         assert (status, len(json.loads(body)), "link" in headers) == (200, 1, False)
     assert seen == {200, 422}
+
+
+@pytest.mark.parametrize(
+    ("sort", "first", "later"),
+    [
+        ("title", {"title": "a"}, {"title": SMILE * 100}),
+        ("due_date_desc", {"due_date": "2026-01-01"}, {"due_date": "2026-01-01T09:00:00Z"}),
+    ],
+)
+def test_a_walk_that_begins_also_ends(
+    user: User, sort: str, first: dict[str, str], later: dict[str, str]
+) -> None:
+    """A later link has a longer cursor, which must fit, too."""
+    for fields in (first, later, later):
+        user.create(tags=["q"], **fields)
+    seen = set()
+    for letters in range(7300, 8080, 6):
+        found = 0
+        url = f"{user.base}/tasks?limit=1&sort={sort}&tags=q,{'w' * letters}"
+        while url and (response := user.get(url)).status_code == 200:
+            found += len(response.json())
+            link = response.links.get("next", {}).get("url")
+            url = link and urljoin(url, link)
+        seen.add(found)
+    assert seen == {0, 3}
