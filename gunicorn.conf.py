@@ -1,4 +1,8 @@
-"""How the application is served."""
+"""How the application is served.
+
+Before the fork run this file, `on_starting` and `when_ready`; then, in each worker, `post_fork`,
+`create_app` and `post_worker_init`.
+"""
 
 import gc
 import os

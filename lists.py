@@ -115,7 +115,8 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     page = Task.select(*columns).where(*where).order_by(*order_by).limit(Parameter("limit"))
     if not measured:
         return page.offset(Parameter("offset"))
-    # The least that the other fields, all names and the punctuation take.
+    # The least that the other fields, all names and the punctuation take. With more than that, a
+    # list could end too early.
     size = sum(map(sql.size_of, TEXTS), Value(240))
     so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
     # The rows stay in order: the outer query only filters them.
@@ -205,6 +206,6 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
         room_bytes -= len(chunks[-1])
     if not rows.fetchone():
         return Page(chunks, None)
-    # After the public columns comes the sort key, unless it is one of them.
+    # After the public columns comes the sort key, or `deleted_at`, unless the key is one of them.
     key = to_task(last).get(f"{sorting.sort}_at") or last[len(PUBLIC_FIELDS)]
     return Page(chunks, Cursor(sorting, last[0], key))

@@ -1,4 +1,7 @@
-"""The task model, and the SQL statements for tasks. Those for lists are in `lists.py`."""
+"""The task model, and the SQL statements for tasks. Those for lists are in `lists.py`.
+
+To delete a task puts it into the trash; to remove it is for good.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -61,7 +64,7 @@ class Task(Model):
     """A row of the table. The owner is part of the primary key: every statement must name it.
 
     Clients see the fields in this order, except HIDDEN ones. A new task has the default of a field
-    that the client omits, or null.
+    that the client omits, or null. A new field also needs a migration, and a field in `schemas.py`.
     """
 
     id = UUIDField()
@@ -243,9 +246,10 @@ def get_task(user_id: str, task_id: TaskId) -> StoredTask:
 def write_once(
     changes: dict[Field, Node], owned: Node, condition: Node, *, stays: Node = HAS_MARK
 ) -> ModelUpdate:
-    """Change the `owned` tasks that fit the `condition`, except for those that `stay` as they are.
+    """Change the `owned` tasks that fit the `condition`.
 
-    A task that an earlier attempt has changed stays, whatever others have written since.
+    Where `stays` is true, the task is returned as it is: by default, a task that an earlier attempt
+    has changed, whatever others have written since.
     """
     changes = changes | {Task.revision: NEW_REVISION}
     once = {field: sql.when(stays, field, value) for field, value in changes.items()}
@@ -257,7 +261,8 @@ def write_once(
 def update(names: tuple[str, ...], is_retry: bool = False) -> Node:
     """Set the fields in `names`, and what follows from them. Without names, toggle `completed`.
 
-    The first attempt has no case for each field, which takes 5 % less CPU.
+    The first attempt has no case for each field, which takes 5 % less CPU. If it runs after its own
+    retry, it changes nothing.
     """
     changes: dict[Field, Node] = {FIELDS[name]: Parameter(name) for name in names}
     changes[Task.updated_at] = sql.next_timestamp(Task.updated_at)
@@ -347,7 +352,7 @@ def restore_task(user_id: str, task_id: TaskId) -> StoredTask:
 
 
 def is_removable(of_user: bool, task: Any = Task) -> Any:
-    """Whether a task is the user's or, of any user, was deleted long ago."""
+    """Whether to remove a task: any of this user, or one of anyone that was deleted long ago."""
     if of_user:
         return task.user_id == Parameter("user_id")
     return task.deleted_at < sql.days_ago("days")

@@ -46,7 +46,10 @@ count_rows: Read = attrgetter("rowcount")
 
 
 class TaskDatabase(peewee.Database):
-    """A database that many threads send statements to."""
+    """A database that many threads send statements to.
+
+    A statement needs a slot, of which there are fewer than threads.
+    """
 
     # How long to wait for a slot while no other request releases one.
     slot_wait_s = 0.25

@@ -45,7 +45,7 @@ UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor
 CANCELED = "The database took too long. Nothing has changed. Try again soon."
 MAYBE_CHANGED = (
     "The database cannot be reached. The change may or may not have been made, at most once."
-    " Read the task before you try again."
+    " Check whether it was made before you try again."
 )
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
@@ -253,7 +253,7 @@ def is_lost(connection: extensions.connection, error: Exception) -> bool:
     """
     return (
         bool(connection.closed)
-        or not isinstance(error, psycopg2.Error)
+        or not isinstance(error, psycopg2.Error)  # A late response would be taken for the next.
         or isinstance(error, psycopg2.InterfaceError)
         or (error.pgcode or "").startswith(("57P", "08"))
     )

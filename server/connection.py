@@ -21,7 +21,7 @@ FRAMING = (b"content-length", b"transfer-encoding", b"expect")
 FIELD = re.compile(rb"\r\n(%b):[ \t]*([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
 LENGTH = re.compile(rb"0*(\d{1,9})")
 CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNORECASE)
-# A body whose end the head does not say is like one that is too large: no more of it is read.
+# If the head does not say where the body ends, the body counts as too large: no more is read.
 UNKNOWN_LENGTH = MAX_BODY + 1
 EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
 # Bytes of a URL that its client should have escaped. curl sends a query as it was typed.
@@ -106,7 +106,7 @@ class Connection(TConn):
     def read_request(self) -> bool:
         """Read what has been received. Returns whether a thread can handle the request.
 
-        It can if the request is whole, so that `sock.is_partial` is False, or if it is bad.
+        It can if the request is whole (`sock.is_partial` is False then), or if it is bad.
         """
         if not (self.head or self._read_head()):
             return False
