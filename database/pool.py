@@ -45,9 +45,8 @@ class Pool:
         self._is_closed = True
         if self._timer:
             self._timer.cancel()
-        with suppress(IndexError):
-            while True:
-                self._idle.pop()[1].close()
+        while connection := self.pop():
+            connection.close()
 
     def _close_idle(self) -> None:
         """Close what is idle for MAX_IDLE_S. `push` starts this again while several are idle."""
