@@ -5,6 +5,7 @@ To delete a task puts it into the trash; to remove it is for good.
 
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter, methodcaller
 from random import getrandbits
 from time import sleep
 from typing import Any, NamedTuple
@@ -28,16 +29,7 @@ from peewee import (
 )
 from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import (
-    Parameter,
-    Read,
-    TaskDatabase,
-    count_rows,
-    fetch_all,
-    request_limit,
-    sql,
-    statement,
-)
+from database import Parameter, Read, TaskDatabase, request_limit, sql, statement
 
 # How many tasks one statement removes, the pause after it, and how many statements in a row may
 # remove nothing before removing ends.
@@ -119,6 +111,9 @@ Query = Callable[..., str]
 TaskId = str | None
 # The revisions that a write expects, of which the task must have one; None expects any.
 Expected = list[str] | None
+# All rows, and the number of rows that a statement changed.
+fetch_all: Read = methodcaller("fetchall")
+count_rows: Read = attrgetter("rowcount")
 
 
 class NotRemovable(Exception):
@@ -140,8 +135,9 @@ def send(
     If it `has_retry`, another statement is sent after a lost answer, built with `is_retry`.
     """
     database: TaskDatabase = current_app.extensions["database"]
-    retry = query(database, *variant, True) if has_retry else ""
-    return database.send(query(database, *variant), values, read, retry)
+    first = query(database, *variant)
+    retry = query(database, *variant, True) if has_retry else first
+    return database.send(first, values, read, retry)
 
 
 def to_task(row: tuple[Any, ...], pair: Any = pair_names) -> dict[str, Any]:

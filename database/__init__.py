@@ -1,15 +1,7 @@
 """Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
 from database import sql
-from database.base import (
-    ForeignTable,
-    Read,
-    TaskDatabase,
-    count_rows,
-    fetch_all,
-    one_line,
-    request_limit,
-)
+from database.base import ForeignTable, Read, TaskDatabase, one_line, request_limit
 from database.compile import Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
@@ -21,8 +13,6 @@ __all__ = [
     "Read",
     "Sqlite",
     "TaskDatabase",
-    "count_rows",
-    "fetch_all",
     "one_line",
     "request_limit",
     "sql",

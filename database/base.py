@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from operator import attrgetter, methodcaller
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -40,11 +39,6 @@ class ForeignTable(Exception):
     """The database has a table `task` that this service did not make."""
 
 
-# All rows, and the number of rows that a statement changed.
-fetch_all: Read = methodcaller("fetchall")
-count_rows: Read = attrgetter("rowcount")
-
-
 class TaskDatabase(peewee.Database):
     """A database that many threads send statements to.
 
@@ -67,21 +61,19 @@ class TaskDatabase(peewee.Database):
         self._schema_is_current = False
         self._released_at = 0.0
 
-    def send(
-        self, sql: str, values: Mapping[str, Any], read: Read = fetch_all, retry: str = ""
-    ) -> Any:
+    def send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         """Send one statement in autocommit, with `values` for its named parameters.
 
         `read` makes the result from the driver's cursor. A statement may be sent more than once: a
         write must recognize its earlier attempt. After an attempt whose answer was lost, `retry` is
-        sent instead, if given. Raises ServiceUnavailable if the database cannot be reached in time.
+        sent instead. Raises ServiceUnavailable if the database cannot be reached in time.
         """
         with request_limit():
             self._acquire_slot()
             try:
                 if not self._schema_is_current:
                     self.await_schema()
-                return self._send(sql, values, read, retry or sql)
+                return self._send(sql, values, read, retry)
             except ForeignTable as error:
                 raise unavailable(error) from error
             finally:

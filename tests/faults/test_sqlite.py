@@ -59,7 +59,7 @@ def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
     """It survives a power failure, which no test can make: https://sqlite.org/pragma.html"""
     database = Sqlite(str(tmp_path / "tasks.db"), threads=20)
     database.migrate()
-    assert database.send("PRAGMA synchronous", {}) == [(FULL,)]
+    assert database.execute_sql("PRAGMA synchronous").fetchone() == (FULL,)
     database.close()
 
 
