@@ -166,58 +166,54 @@ class TaskById(MethodView):
 
 
 @tasks.route("/deleted")
-class DeletedTasks(MethodView):
-    @tasks.operation("listDeletedTasks", "If-None-Match")
-    @tasks.arguments(TRASH_QUERY, location="query")
-    @tasks.response(200, schemas.DeletedTaskSchema(many=True), headers=PAGE_HEADERS)
-    def get(self, query: dict[str, Any], user_id: str) -> Response:
-        """List deleted tasks
+@tasks.operation("listDeletedTasks", "If-None-Match")
+@tasks.arguments(TRASH_QUERY, location="query")
+@tasks.response(200, schemas.DeletedTaskSchema(many=True), headers=PAGE_HEADERS)
+def list_deleted_tasks(query: dict[str, Any], user_id: str) -> Response:
+    """List deleted tasks
 
-        The tasks in the trash, the last deleted first. The server removes them after a while, by
-        default after 30 days.
-        """
-        page = lists.list_tasks(user_id, sorting=lists.LAST_DELETED_FIRST, **query)
-        return page_response(page, TRASH_QUERY)
-
-
-@tasks.route("/<task_id:task_id>/restore", parameters=[TASK_ID])
-class TaskRestoration(MethodView):
-    @tasks.operation("restoreTask")
-    @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
-    def post(self, user_id: str, task_id: str | None) -> Response:
-        """Restore a deleted task
-
-        All fields are as they were. A task that is not deleted stays unchanged. A body is ignored.
-        """
-        return task_response(models.restore_task(user_id, task_id))
+    The tasks in the trash, the last deleted first. The server removes them after a while, by
+    default after 30 days.
+    """
+    page = lists.list_tasks(user_id, sorting=lists.LAST_DELETED_FIRST, **query)
+    return page_response(page, TRASH_QUERY)
 
 
-@tasks.route("/completed/clear")
-class CompletedTasks(MethodView):
-    @tasks.operation("clearCompletedTasks")
-    @tasks.response(200, schemas.ClearedSchema)
-    def delete(self, user_id: str) -> Response:
-        """Delete all completed tasks
+@tasks.route("/<task_id:task_id>/restore", methods=["POST"], parameters=[TASK_ID])
+@tasks.operation("restoreTask")
+@tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
+def restore_task(user_id: str, task_id: str | None) -> Response:
+    """Restore a deleted task
 
-        Every completed task goes to the trash.
-        """
-        number = models.delete_completed_tasks(user_id)
-        return jsonify(message="Completed tasks deleted successfully", deleted=number)
+    All fields are as they were. A task that is not deleted stays unchanged. A body is ignored.
+    """
+    return task_response(models.restore_task(user_id, task_id))
 
 
-@tasks.route("/<task_id:task_id>/complete", parameters=[TASK_ID])
-class TaskCompletion(MethodView):
-    @tasks.operation("completeTask", "If-Match")
-    @tasks.arguments(schemas.TaskCompletionSchema(), required=False)
-    @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
-    def patch(self, body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
-        """Toggle or set completion
+@tasks.route("/completed/clear", methods=["DELETE"])
+@tasks.operation("clearCompletedTasks")
+@tasks.response(200, schemas.ClearedSchema)
+def clear_completed_tasks(user_id: str) -> Response:
+    """Delete all completed tasks
 
-        Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
-        be retried safely.
-        """
-        changed = models.update_task(user_id, task_id, body, if_match(), toggles=not body)
-        return task_response(changed)
+    Every completed task goes to the trash.
+    """
+    number = models.delete_completed_tasks(user_id)
+    return jsonify(message="Completed tasks deleted successfully", deleted=number)
+
+
+@tasks.route("/<task_id:task_id>/complete", methods=["PATCH"], parameters=[TASK_ID])
+@tasks.operation("completeTask", "If-Match")
+@tasks.arguments(schemas.TaskCompletionSchema(), required=False)
+@tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
+def complete_task(body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
+    """Toggle or set completion
+
+    Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
+    be retried safely.
+    """
+    changed = models.update_task(user_id, task_id, body, if_match(), toggles=not body)
+    return task_response(changed)
 
 
 def task_response(task: StoredTask) -> Response:
