@@ -66,21 +66,22 @@ class ThreadPool:
         few threads, each of which keeps some memory of its longest list.
         """
         if self._started < min(busy, self._size):
-            try:
+            with suppress(RuntimeError):  # The system has no thread left: use those that there are.
                 Thread(target=self._run, daemon=True).start()
                 self._started += 1
-            except RuntimeError:  # The system has no thread left: use those that there are.
-                if not self._started:
-                    call()
-                    return
         self._calls.put(call)
+        if not self._started:
+            self._run_next()
 
     def _run(self) -> None:
         while True:
-            try:
-                self._calls.get()()
-            except Exception:  # Such as a MemoryError. The thread must go on: none replaces it.
-                log.exception("a request could not be answered")
+            self._run_next()
+
+    def _run_next(self) -> None:
+        try:
+            self._calls.get()()
+        except Exception:  # Such as a MemoryError. The thread must go on: none replaces it.
+            log.exception("a request could not be answered")
 
 
 class MethodQueue(PollableMethodQueue):
