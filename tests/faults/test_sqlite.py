@@ -18,6 +18,7 @@ from support.network import Load, eventually
 from support.server import HASTY, REAL, Server, User, change_by_hand
 
 from database.sqlite import Sqlite
+from models import fetch_all
 
 FULL = 2
 
@@ -59,7 +60,7 @@ def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
     """It survives a power failure, which no test can make: https://sqlite.org/pragma.html"""
     database = Sqlite(str(tmp_path / "tasks.db"), threads=20)
     database.migrate()
-    assert database.execute_sql("PRAGMA synchronous").fetchone() == (FULL,)
+    assert database.send("PRAGMA synchronous", {}, fetch_all, "") == [(FULL,)]
     database.close()
 
 
