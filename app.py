@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     database = app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings, database)
-    # For a server, also that of `flask run`, but not for a command such as `token`.
+    # A server logs the warnings, also that of `flask run`. A command such as `token` does not.
     command = click.get_current_context(silent=True)
     if not command or command.info_name == "run":
         log_warnings(settings)

@@ -1,7 +1,7 @@
 """How the application is served.
 
-Before the fork run this file, `on_starting` and `when_ready`; then, in each worker, `post_fork`,
-`create_app` and `post_worker_init`.
+This file, `on_starting` and `when_ready` run before the fork; `post_fork`, `create_app` and
+`post_worker_init` run after it, in each worker.
 """
 
 import gc

@@ -206,6 +206,6 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
         room_bytes -= len(chunks[-1])
     if not rows.fetchone():
         return Page(chunks, None)
-    # After the public columns comes the sort key, or `deleted_at`, unless the key is one of them.
+    # The sort key is one of the public columns, or the column after them.
     key = to_task(last).get(f"{sorting.sort}_at") or last[len(PUBLIC_FIELDS)]
     return Page(chunks, Cursor(sorting, last[0], key))

@@ -1,6 +1,6 @@
 """The task model, and the SQL statements for tasks. Those for lists are in `lists.py`.
 
-To delete a task puts it into the trash; to remove it is for good.
+A deleted task is in the trash; a removed one is gone for good.
 """
 
 from collections.abc import Callable
@@ -244,8 +244,8 @@ def write_once(
 ) -> ModelUpdate:
     """Change the `owned` tasks that fit the `condition`.
 
-    Where `stays` is true, the task is returned as it is: by default, a task that an earlier attempt
-    has changed, whatever others have written since.
+    A task for which `stays` is true keeps its values. By default, that is a task which an earlier
+    attempt has changed, whatever others have written since.
     """
     changes = changes | {Task.revision: NEW_REVISION}
     once = {field: sql.when(stays, field, value) for field, value in changes.items()}

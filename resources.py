@@ -255,7 +255,7 @@ def idempotency_key() -> str | None:
 def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     """The URL of the page after `cursor`, relative to this host (RFC 8288, section 3.1).
 
-    Raises Invalid if it, or that of a later page, could be longer than the server accepts.
+    Raises Invalid if the URL of this or a later page could be longer than the server accepts.
     """
     query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
     text = schemas.encode_cursor(cursor)
