@@ -21,7 +21,8 @@ class Hosts:
     """The hosts in the `parameters` of a URL, in the order in which to try them."""
 
     def __init__(self, parameters: Mapping[str, str]) -> None:
-        self._parameters = parameters
+        self._given = split(parameters)
+        self._has_names = any(not address and is_name(name) for name, address, _ in self._given)
         self._lookup: Future[list[Host]] | None = None
         # The position of the host to try first, and until when.
         self._first, self._first_until = 0, 0.0
@@ -45,23 +46,31 @@ class Hosts:
     def _look_up(self) -> list[Host]:
         """The addresses of all hosts. libpq's own lookup has no limit.
 
-        One lookup runs at a time, so a silent resolver holds one thread. Raises OSError.
+        One lookup runs at a time, so a silent resolver holds one thread. Addresses need no lookup.
+        Raises OSError.
         """
+        if not self._has_names:
+            return self._given
         if self._lookup is None or self._lookup.done():
-            self._lookup = in_background(lambda: resolve(self._parameters))
+            self._lookup = in_background(lambda: resolve(self._given))
         try:
             return self._lookup.result(time_left())
         except TimeoutError as error:
             raise OSError("the resolver did not respond in time") from error
 
 
-def resolve(parameters: Mapping[str, str]) -> list[Host]:
-    """The hosts of a connection, one for each address of a name. Raises OSError."""
-    names, given, ports = (parameters.get(name, "").split(",") for name in HOST_OPTIONS)
-    ports *= max(len(names), len(given)) if len(ports) == 1 else 1
+def split(parameters: Mapping[str, str]) -> list[Host]:
+    """The hosts of a connection, as its options name them."""
+    names, addresses, ports = (parameters.get(name, "").split(",") for name in HOST_OPTIONS)
+    ports *= max(len(names), len(addresses)) if len(ports) == 1 else 1
+    return [*zip_longest(names, addresses, ports, fillvalue="")]
+
+
+def resolve(given: list[Host]) -> list[Host]:
+    """The `given` hosts, each name as one host for each of its addresses. Raises OSError."""
     hosts: list[Host] = []
     failure = None
-    for name, address, port in zip_longest(names, given, ports, fillvalue=""):
+    for name, address, port in given:
         if address or not is_name(name):
             hosts.append((name, address, port))
             continue

@@ -15,7 +15,7 @@ import psutil
 import psycopg2
 import pytest
 import requests
-from support.network import eventually
+from support.network import KILL, eventually
 from support.server import Server, User
 
 from testbed.cluster import Cluster
@@ -160,4 +160,18 @@ def test_a_write_is_acknowledged_although_no_thread_is_left_to_close_its_connect
             other.rollback()
             assert [answer.result().status_code for answer in answers] == [201] * 2
             assert len(ann.tasks()) == 3
+        stop(server)
+
+
+def test_a_database_with_an_address_is_found_although_no_thread_is_left(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Only names are looked up in a thread. Without a purge, no thread ends and makes room."""
+    options = {"DATABASE_URL": cluster.url(database), "WEB_CONCURRENCY": "1", "TRASH_DAYS": "0"}
+    limited = limited_to(50)
+    with Server(tmp_path, before=limited, **options) as server, User(server, "ann") as ann:
+        ann.create()
+        with no_thread_left(limited):
+            cluster.execute(KILL)
+            ann.create()
         stop(server)
