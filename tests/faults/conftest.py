@@ -3,10 +3,13 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
 from support.network import Network
 
@@ -62,24 +65,40 @@ def pgbouncer(cluster: Cluster, network: Network, certificate: Path) -> Iterator
     """The port of a PgBouncer in transaction mode, with TLS and SCRAM, in front of the network."""
     if not shutil.which("pgbouncer"):
         pytest.skip("PgBouncer is not installed")
-    port = free_port()
     folder = certificate.parent
     (folder / "users").write_text(f'"postgres" "{PASSWORD}"\n')
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    for _ in range(5):  # Another program may take the port.
+        process = start_pgbouncer(folder, port := free_port(), network.port)
+        if listens(process):
+            break
+    yield port
+    process.kill()
+    process.wait()
+
+
+def start_pgbouncer(folder: Path, port: int, upstream: int) -> subprocess.Popen[bytes]:
     (folder / "ini").write_text(
-        f"[databases]\n* = host=127.0.0.1 port={network.port}\n[pgbouncer]\n"
+        f"[databases]\n* = host=127.0.0.1 port={upstream}\n[pgbouncer]\n"
         f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
         f"auth_type = scram-sha-256\nauth_file = {folder}/users\npool_mode = transaction\n"
         f"client_tls_sslmode = require\nclient_tls_key_file = {folder}/key\n"
         f"client_tls_cert_file = {folder}/crt\nmax_client_conn = 500\ndefault_pool_size = 20\n"
     )
-    for file in folder.iterdir():
-        file.chmod(0o644)
-    process = subprocess.Popen(
+    return subprocess.Popen(
         ["pgbouncer", str(folder / "ini")],
         user="nobody" if os.geteuid() == 0 else None,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    yield port
-    process.kill()
-    process.wait()
+
+
+def listens(process: subprocess.Popen[bytes]) -> bool:
+    """Whether `process` listens, as soon as it does, or has ended instead."""
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            if psutil.Process(process.pid).net_connections("tcp"):
+                return True
+        time.sleep(0.02)
+    return False
