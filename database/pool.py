@@ -1,13 +1,19 @@
-"""The idle connections to PostgreSQL."""
+"""The connections to PostgreSQL, and which of them are idle."""
 
 import threading
 from contextlib import suppress
 from time import monotonic
 
-from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import connection
 
 # An idle connection is closed after one to two times this, except for the last one.
 MAX_IDLE_S = 60.0
+
+
+class Connection(connection):
+    """A connection that knows whether its statement writes."""
+
+    is_writing = False
 
 
 class Pool:
@@ -28,9 +34,9 @@ class Pool:
         except IndexError:
             return None
 
-    def push(self, connection: Connection) -> None:
+    def push(self, idle: Connection) -> None:
         """Keep an idle connection, or close it if the pool is closed."""
-        self._idle.append((monotonic(), connection))
+        self._idle.append((monotonic(), idle))
         if self._is_closed:
             self.close()
         elif len(self._idle) > 1 and not self._timer:
@@ -45,8 +51,8 @@ class Pool:
         self._is_closed = True
         if self._timer:
             self._timer.cancel()
-        while connection := self.pop():
-            connection.close()
+        while idle := self.pop():
+            idle.close()
 
     def _close_idle(self) -> None:
         """Close what is idle for MAX_IDLE_S. `push` starts this again while several are idle."""

@@ -2,6 +2,8 @@
 
 import math
 import select
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from random import random
@@ -24,7 +26,7 @@ from database.base import (
     unavailable,
 )
 from database.hosts import Hosts
-from database.pool import Pool
+from database.pool import Connection, Pool
 
 # The longest time to connect and for the server to run a statement, and the time that is then left
 # for its answer to arrive.
@@ -73,12 +75,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)
 
-    def _connect(self) -> extensions.connection:
+    def _connect(self) -> Connection:
         limit_s = min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)
         with time_limit(limit_s), self._hosts.options() as hosts:
             try:
                 connection = psycopg2.connect(
                     extensions.make_dsn(self.database, **hosts),
+                    connection_factory=Connection,
                     client_encoding="UTF8",
                     fallback_application_name="task-api",
                     keepalives_idle=3,
@@ -109,6 +112,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             if time_left() <= MARGIN_S:  # The process was suspended.
                 pool.push(connection)
                 break
+            connection.is_writing = is_write
             try:
                 result = execute(connection, sql, values, read)
             except DRIVER_ERRORS as error:
@@ -143,7 +147,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         reason = failure or "no time was left to send the statement"
         raise unavailable(reason, MAYBE_CHANGED if is_lost_write else detail) from failure
 
-    def _discard(self, pool: Pool, lost: extensions.connection) -> None:
+    def _discard(self, pool: Pool, lost: Connection) -> None:
         """Close a lost connection, and the idle ones: they are as old, and may be lost, too."""
         new = Pool()
         if self._pool is pool:  # No other thread runs between this and the assignment.
@@ -215,9 +219,7 @@ def attempts() -> Iterator[None]:
         longest = min(2 * longest, MAX_SLEEP_S)
 
 
-def execute(
-    connection: extensions.connection, sql: str, values: Mapping[str, Any], read: Read
-) -> Any:
+def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: Read) -> Any:
     """Send a statement with its timeout, so that the server cancels it before the client gives up.
 
     Both commands are one simple query and so one transaction: the setting does not stay on a pooled
@@ -229,7 +231,7 @@ def execute(
         return read(cursor)
 
 
-def wait_for_server(connection: extensions.connection) -> None:
+def wait_for_server(connection: Connection) -> None:
     """Wait for the server, also while connecting. Raises TimeoutError at the deadline.
 
     libpq's connect_timeout has no effect on a peer that accepts and then stays silent.
@@ -242,10 +244,26 @@ def wait_for_server(connection: extensions.connection) -> None:
         )
         left = time_left()
         if not poll.poll(None if left == math.inf else left * 1000):
+            if connection.is_writing:
+                reset_on_close(connection)  # psycopg2 closes it at an error.
             raise TimeoutError("no response in time")
 
 
-def is_lost(connection: extensions.connection, error: Exception) -> bool:
+def reset_on_close(connection: Connection) -> None:
+    """Make the kernel forget what it has sent in vain, instead of sending it again after the close.
+
+    Otherwise a write could arrive long after its 503. Should the reset itself get lost, the server
+    keeps an idle connection until its tcp_keepalives end: too much for a read, which does no harm.
+    https://man7.org/linux/man-pages/man7/socket.7.html (SO_LINGER)
+    """
+    same = socket.socket(fileno=connection.fileno())
+    try:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    finally:
+        same.detach()
+
+
+def is_lost(connection: Connection, error: Exception) -> bool:
     """Whether the connection is lost, and the response with it.
 
     57P: the server is going down or coming up; 08: a connection exception.

@@ -158,6 +158,19 @@ def test_a_write_that_nobody_answers_leaves_nothing_behind(
 
 
 @with_short_and_real_deadlines
+def test_a_write_that_was_given_up_does_not_arrive_later(server: Server, network: Network) -> None:
+    """Whoever looks after the answer whether the flip was made sees what will stay."""
+    with User(server, "ann") as user:
+        task = user.create()
+        network.swallows = True
+        answer = user.patch(f"/tasks/{task['id']}/complete")
+        network.swallows = False
+        assert answer.status_code == 503 and "may or may not" in answer.json()["detail"]
+        time.sleep(0.5)
+        assert user.task(task["id"]) == task
+
+
+@with_short_and_real_deadlines
 @pytest.mark.stops_postgres
 def test_an_outage_is_answered_and_survived(
     server: Server, cluster: Cluster, database: str

@@ -1,5 +1,6 @@
 """A PostgreSQL that can be stopped and killed, a network that can fail, and clients who count."""
 
+import select
 import socket
 import threading
 import time
@@ -45,6 +46,9 @@ class Network:
         self.upstream = port
         self.delay = 0.0
         self.swallows = False
+        # Whether what was swallowed still arrives after its sender has closed the connection: a
+        # kernel sends it again, unless the connection was reset.
+        self.sends_again = True
         self.lose: Callable[[bytes], bool] = lambda _: False
         self.lost = 0
         self.round_trips = 0
@@ -78,6 +82,12 @@ class Network:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
         self._pairs.discard(pair)
+
+    def _is_gone(self, sender: socket.socket) -> bool:
+        """Whether nobody sends again what `sender` has sent."""
+        poll = select.poll()
+        poll.register(sender, 0 if self.sends_again else select.POLLRDHUP)
+        return bool(poll.poll(0))  # A reset is always reported.
 
     def _accept(self) -> None:
         while True:
@@ -117,8 +127,8 @@ class Network:
                 was_silent = self.swallows
                 while self.swallows or (pair in self._forgotten and pair in self._pairs):
                     time.sleep(0.05)
-                if was_silent and has_left(source):
-                    break  # Nobody sends again what was swallowed.
+                if was_silent and self._is_gone(source):
+                    break
                 if from_client:
                     self.round_trips += exchange.is_answered
                     exchange.query, exchange.is_answered = data, False
@@ -133,13 +143,6 @@ class Network:
         while pair in self._forgotten and pair in self._pairs:
             time.sleep(0.05)
         self._close(pair)
-
-
-def has_left(client: socket.socket) -> bool:
-    """Whether the other side has closed the connection."""
-    with suppress(BlockingIOError):
-        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    return False
 
 
 class Answer(NamedTuple):
