@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from random import randrange
 
 import psycopg2
 import pytest
@@ -222,9 +223,10 @@ def silent_resolver(tmp_path: Path) -> Iterator[tuple[list[str], socket.socket]]
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("a resolver cannot be replaced here")
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as resolver:
-        resolver.bind(("127.0.0.153", 53))
+        address = f"127.53.{randrange(256)}.{randrange(256)}"  # Another run may have its own.
+        resolver.bind((address, 53))
         configuration = tmp_path / "resolv.conf"
-        configuration.write_text("nameserver 127.0.0.153\noptions timeout:5 attempts:2\n")
+        configuration.write_text(f"nameserver {address}\noptions timeout:5 attempts:2\n")
         mount = f'mount --bind {configuration} /etc/resolv.conf && exec "$@"'
         yield ["unshare", "--mount", "sh", "-c", mount, "sh"], resolver
 
