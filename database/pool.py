@@ -10,10 +10,17 @@ from psycopg2.extensions import connection
 MAX_IDLE_S = 60.0
 
 
+# PostgreSQL ends a connection whose client has vanished after a minute. Linux would take two hours.
+KEEPALIVES = (
+    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; "
+)
+
+
 class Connection(connection):
-    """A connection that knows whether its statement writes."""
+    """A connection that knows whether its statement writes, and what precedes its first one."""
 
     is_writing = False
+    settings = KEEPALIVES
 
 
 class Pool:

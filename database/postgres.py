@@ -227,7 +227,9 @@ def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: R
     """
     seconds = max(0.001, min(STATEMENT_TIMEOUT_S, time_left() - MARGIN_S))  # 0 would be no limit.
     with time_limit(seconds + MARGIN_S), connection.cursor() as cursor:
-        cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}; {sql}", values)
+        timeout = f"SET LOCAL statement_timeout = {int(seconds * 1000)}; "
+        cursor.execute(f"{connection.settings}{timeout}{sql}", values)
+        connection.settings = ""
         return read(cursor)
 
 
@@ -252,8 +254,8 @@ def wait_for_server(connection: Connection) -> None:
 def reset_on_close(connection: Connection) -> None:
     """Make the kernel forget what it has sent in vain, instead of sending it again after the close.
 
-    Otherwise a write could arrive long after its 503. Should the reset itself get lost, the server
-    keeps an idle connection until its tcp_keepalives end: too much for a read, which does no harm.
+    Otherwise a write could arrive long after its 503. Should the reset itself be lost, the server
+    keeps an idle connection until KEEPALIVES end it: too much for a read, which does no harm late.
     https://man7.org/linux/man-pages/man7/socket.7.html (SO_LINGER)
     """
     same = socket.socket(fileno=connection.fileno())
