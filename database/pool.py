@@ -8,19 +8,17 @@ from psycopg2.extensions import connection
 
 # An idle connection is closed after one to two times this, except for the last one.
 MAX_IDLE_S = 60.0
-
-
-# PostgreSQL ends a connection whose client has vanished after a minute. Linux would take two hours.
+# PostgreSQL ends an idle connection to a vanished client within a minute. By default, Linux asks
+# after two hours.
 KEEPALIVES = (
     "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; "
 )
 
 
 class Connection(connection):
-    """A connection that knows whether its statement writes, and what precedes its first one."""
+    """A connection that knows what still has to precede its first statement."""
 
-    is_writing = False
-    settings = KEEPALIVES
+    preamble = KEEPALIVES
 
 
 class Pool:

@@ -5,7 +5,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from random import random
 from time import monotonic, sleep
 from typing import Any
@@ -112,7 +112,6 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             if time_left() <= MARGIN_S:  # The process was suspended.
                 pool.push(connection)
                 break
-            connection.is_writing = is_write
             try:
                 result = execute(connection, sql, values, read)
             except DRIVER_ERRORS as error:
@@ -222,14 +221,15 @@ def attempts() -> Iterator[None]:
 def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: Read) -> Any:
     """Send a statement with its timeout, so that the server cancels it before the client gives up.
 
-    Both commands are one simple query and so one transaction: the setting does not stay on a pooled
-    connection. https://www.postgresql.org/docs/current/protocol-flow.html
+    All commands are one simple query and so one transaction: the timeout does not stay on a pooled
+    connection. The preamble does, unless the statement fails: then the next one sends it again.
+    https://www.postgresql.org/docs/current/protocol-flow.html
     """
     seconds = max(0.001, min(STATEMENT_TIMEOUT_S, time_left() - MARGIN_S))  # 0 would be no limit.
     with time_limit(seconds + MARGIN_S), connection.cursor() as cursor:
         timeout = f"SET LOCAL statement_timeout = {int(seconds * 1000)}; "
-        cursor.execute(f"{connection.settings}{timeout}{sql}", values)
-        connection.settings = ""
+        cursor.execute(f"{connection.preamble}{timeout}{sql}", values)
+        connection.preamble = ""
         return read(cursor)
 
 
@@ -246,7 +246,7 @@ def wait_for_server(connection: Connection) -> None:
         )
         left = time_left()
         if not poll.poll(None if left == math.inf else left * 1000):
-            if connection.is_writing:
+            with suppress(OSError):
                 reset_on_close(connection)  # psycopg2 closes it at an error.
             raise TimeoutError("no response in time")
 
@@ -254,8 +254,7 @@ def wait_for_server(connection: Connection) -> None:
 def reset_on_close(connection: Connection) -> None:
     """Make the kernel forget what it has sent in vain, instead of sending it again after the close.
 
-    Otherwise a write could arrive long after its 503. Should the reset itself be lost, the server
-    keeps an idle connection until KEEPALIVES end it: too much for a read, which does no harm late.
+    Otherwise a write could arrive long after its 503.
     https://man7.org/linux/man-pages/man7/socket.7.html (SO_LINGER)
     """
     same = socket.socket(fileno=connection.fileno())
