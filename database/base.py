@@ -182,10 +182,12 @@ def time_left() -> float:
     return max(0.0, getattr(this_thread, "deadline", math.inf) - monotonic())
 
 
-def unavailable(reason: object, detail: str = NOTHING_CHANGED) -> ServiceUnavailable:
-    """Log `reason`, and make a 503. The client sees only `detail`."""
+def unavailable(
+    reason: object, detail: str = NOTHING_CHANGED, retry_after: int = 1
+) -> ServiceUnavailable:
+    """Log `reason`, and make a 503. The client sees only `detail`, and `retry_after` in seconds."""
     log.warning("database unavailable: %s", one_line(reason))
-    return ServiceUnavailable(detail, retry_after=1)
+    return ServiceUnavailable(detail, retry_after=retry_after)
 
 
 def one_line(reason: object) -> str:

@@ -142,9 +142,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 pool.push(connection)
                 self.slot_wait_s = TaskDatabase.slot_wait_s
                 return result
-        detail = CANCELED if isinstance(failure, errors.QueryCanceled) else NOTHING_CHANGED
+        detail, retry_after = NOTHING_CHANGED, 1
+        if is_lost_write:
+            detail, retry_after = MAYBE_CHANGED, math.ceil(STATEMENT_TIMEOUT_S)  # It may still run.
+        elif isinstance(failure, errors.QueryCanceled):
+            detail = CANCELED
         reason = failure or "no time was left to send the statement"
-        raise unavailable(reason, MAYBE_CHANGED if is_lost_write else detail) from failure
+        raise unavailable(reason, detail, retry_after) from failure
 
     def _discard(self, pool: Pool, lost: Connection) -> None:
         """Close a lost connection, and the idle ones: they are as old, and may be lost, too."""

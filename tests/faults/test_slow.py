@@ -158,7 +158,9 @@ def test_a_write_that_nobody_answers_leaves_nothing_behind(
 
 
 @with_short_and_real_deadlines
-def test_a_write_that_was_given_up_does_not_arrive_later(server: Server, network: Network) -> None:
+def test_a_write_that_was_given_up_does_not_arrive_later(
+    server: Server, network: Network, app: str
+) -> None:
     """Whoever looks after the answer whether the flip was made sees what will stay."""
     with User(server, "ann") as user:
         task = user.create()
@@ -166,6 +168,7 @@ def test_a_write_that_was_given_up_does_not_arrive_later(server: Server, network
         answer = user.patch(f"/tasks/{task['id']}/complete")
         network.swallows = False
         assert answer.status_code == 503 and "may or may not" in answer.json()["detail"]
+        assert answer.headers["Retry-After"] == ("1" if app == HASTY else "4")
         time.sleep(0.5)
         assert user.task(task["id"]) == task
 
