@@ -73,6 +73,8 @@ def pgbouncer(cluster: Cluster, network: Network, certificate: Path) -> Iterator
         process = start_pgbouncer(folder, port := free_port(), network.port)
         if listens(process):
             break
+    else:
+        pytest.fail("PgBouncer does not start")
     yield port
     process.kill()
     process.wait()
@@ -96,7 +98,8 @@ def start_pgbouncer(folder: Path, port: int, upstream: int) -> subprocess.Popen[
 
 def listens(process: subprocess.Popen[bytes]) -> bool:
     """Whether `process` listens, as soon as it does, or has ended instead."""
-    while process.poll() is None:
+    end = time.monotonic() + 5
+    while process.poll() is None and time.monotonic() < end:
         with suppress(psutil.Error):
             if psutil.Process(process.pid).net_connections("tcp"):
                 return True

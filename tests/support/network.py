@@ -124,8 +124,9 @@ class Network:
         from_client = source is pair[0]
         with suppress(OSError, ValueError):
             while data := source.recv(65536):
-                was_silent = self.swallows
+                was_silent = False
                 while self.swallows or (pair in self._forgotten and pair in self._pairs):
+                    was_silent |= self.swallows
                     time.sleep(0.05)
                 if was_silent and self._is_gone(source):
                     break
