@@ -160,7 +160,8 @@ class Worker(ThreadWorker):
 
     def is_parent_alive(self) -> bool:
         """Whether the master runs. If it was killed, stop as on SIGTERM, and leave the port."""
-        self.alive = self.alive and super().is_parent_alive()
+        if not super().is_parent_alive():
+            self.alive = False  # Never True: a signal may have come during the call.
         return bool(self.alive)
 
     def enqueue_req(self, conn: Any) -> None:

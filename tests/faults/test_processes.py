@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from gunicorn.workers.gthread import ThreadWorker
 from support.network import Load, Network, eventually
 from support.server import ROOT, Server, User
 
-from server.worker import MethodQueue
+from server.worker import MethodQueue, Worker
 from testbed.cluster import Cluster
 
 
@@ -171,6 +172,21 @@ def test_a_stop_without_a_file_descriptor_left(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(7) == 0
     assert "Worker exiting" in server.log_file.read_text()
+
+
+def test_a_signal_counts_while_the_loop_looks_for_its_master(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker went on, and lost what it was doing when the master killed it 9 s later."""
+    worker = Worker.__new__(Worker)
+    worker.alive = True
+
+    def is_interrupted(worker: Worker) -> bool:
+        worker.alive = False  # As the handler of SIGTERM does.
+        return True
+
+    monkeypatch.setattr(ThreadWorker, "is_parent_alive", is_interrupted)
+    assert not worker.is_parent_alive() and not worker.alive
 
 
 def test_a_late_thread_writes_into_no_file(tmp_path: Path) -> None:
