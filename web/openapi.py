@@ -41,7 +41,7 @@ RESPONSE_HEADERS = {
     "WWW-Authenticate": header("How to authenticate (RFC 6750)."),
     "X-Request-ID": header("The id of the request in the log."),
 }
-STATUS_HEADERS = {304: ["ETag", "Link"], 401: ["WWW-Authenticate"], 503: ["Retry-After"]}
+STATUS_HEADERS = {304: ["ETag"], 401: ["WWW-Authenticate"], 503: ["Retry-After"]}
 
 
 class Blueprint(flask_smorest.Blueprint):
