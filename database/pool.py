@@ -4,7 +4,7 @@ import threading
 from contextlib import suppress
 from time import monotonic
 
-from psycopg2.extensions import connection
+from psycopg2 import extensions
 
 # An idle connection is closed after one to two times this, except for the last one.
 MAX_IDLE_S = 60.0
@@ -15,7 +15,7 @@ KEEPALIVES = (
 )
 
 
-class Connection(connection):
+class Connection(extensions.connection):
     """A connection that knows what still has to precede its first statement."""
 
     preamble = KEEPALIVES
@@ -39,9 +39,9 @@ class Pool:
         except IndexError:
             return None
 
-    def push(self, idle: Connection) -> None:
+    def push(self, connection: Connection) -> None:
         """Keep an idle connection, or close it if the pool is closed."""
-        self._idle.append((monotonic(), idle))
+        self._idle.append((monotonic(), connection))
         if self._is_closed:
             self.close()
         elif len(self._idle) > 1 and not self._timer:
@@ -56,8 +56,8 @@ class Pool:
         self._is_closed = True
         if self._timer:
             self._timer.cancel()
-        while idle := self.pop():
-            idle.close()
+        while connection := self.pop():
+            connection.close()
 
     def _close_idle(self) -> None:
         """Close what is idle for MAX_IDLE_S. `push` starts this again while several are idle."""
