@@ -34,6 +34,8 @@ def server(
     tmp_path: Path, cluster: Cluster, database: str, network: Network, app: str
 ) -> Iterator[Server]:
     with Server(tmp_path, app=app, DATABASE_URL=cluster.url(database, network.port)) as server:
+        # On a busy machine, the migration can take longer than the short deadlines.
+        eventually(lambda: requests.get(f"{server.url}/ready", timeout=10).ok, 10)
         yield server
     assert '"level":"error"' not in server.log_file.read_text()
 
