@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import orjson
-from flask import Flask, Response, request
+from flask import Flask, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import MethodNotAllowed, NotFound, ServiceUnavailable
 
@@ -48,11 +48,6 @@ class OrjsonProvider(DefaultJSONProvider):
 
     def dumps(self, obj: Any, **_: Any) -> str:
         return orjson.dumps(obj).decode()
-
-    def response(self, *args: Any, **kwargs: Any) -> Response:
-        # With a line break at its end, so that a terminal shows its prompt on a new line.
-        body = orjson.dumps(args[0] if args else kwargs, option=orjson.OPT_APPEND_NEWLINE)
-        return Response(body, mimetype="application/json")
 
 
 def refuse_in_overload() -> None:
