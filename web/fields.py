@@ -108,13 +108,10 @@ class DecimalInteger(Described, ma.fields.Integer):
         return int(value)
 
 
-class Day(Described, ma.fields.String):
+class Day(Described, ma.fields.Date):
     """A date as YYYY-MM-DD, which stays text. fromisoformat() also accepts 2026-W01-1."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description, format="date")
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         try:
             return date.fromisoformat(value if DAY.fullmatch(value) else "").isoformat()
         except ValueError as error:
