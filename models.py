@@ -234,9 +234,10 @@ def select_one() -> Node:
 
 def get_task(user_id: str, task_id: TaskId) -> StoredTask:
     """Find a task. Raises NotFound, also for None, which is the id of no task."""
-    for row in send(select_one, user_id=user_id, id=task_id) if task_id else ():
-        return to_stored(row)
-    raise NotFound(NO_SUCH_TASK)
+    rows = send(select_one, user_id=user_id, id=task_id) if task_id else []
+    if not rows:
+        raise NotFound(NO_SUCH_TASK)
+    return to_stored(rows[0])
 
 
 def write_once(
@@ -301,8 +302,9 @@ def write_task(
     values = options | {"user_id": user_id, "id": task_id, "revision": new_revision()}
     values |= {"expected": expected, "is_any": expected is None}
     with request_limit():
-        for row in send(query, *variant, **values) if task_id else ():
-            return row
+        rows = send(query, *variant, **values) if task_id else []
+        if rows:
+            return rows[0]
         if expected is not None:
             get_task(user_id, task_id)
             raise PreconditionFailed
