@@ -8,20 +8,9 @@ from typing import Any, NamedTuple
 import orjson
 from peewee import SQL, Case, ColumnBase, Node, TextField, Tuple, Value, Window, fn
 
+import models
 from database import Parameter, request_limit, sql, statement
-from models import (
-    DELETED_FIELDS,
-    FIELDS,
-    IS_OWNED,
-    PUBLIC_COLUMNS,
-    PUBLIC_FIELDS,
-    Task,
-    as_public,
-    fold,
-    pair_names,
-    send,
-    to_task,
-)
+from models import DELETED_FIELDS, FIELDS, IS_OWNED, PUBLIC_COLUMNS, PUBLIC_FIELDS, Task
 
 MAX_LIMIT = MAX_OFFSET = 10_000
 # The approximate size at which a page ends, and the number of tasks serialized in one call.
@@ -104,8 +93,9 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     sort, order = sorting
     key = sort_key(sorting)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
-    # A cursor needs the sort key.
-    columns = PUBLIC_COLUMNS if f"{sort}_at" in PUBLIC_FIELDS else [*PUBLIC_COLUMNS, as_public(key)]
+    columns = [*PUBLIC_COLUMNS]
+    if f"{sort}_at" not in PUBLIC_FIELDS:  # A cursor needs the sort key.
+        columns.append(models.as_public(key))
     where = [IS_OWNED, Task.deleted_at.is_null(sort != "deleted")]
     if filtered:
         where += [Parameter(name).is_null() | condition for name, condition in FILTERS.items()]
@@ -142,7 +132,7 @@ def list_tasks(
 
     def read_part(after: Cursor | None, most: int, room_bytes: int, measured: bool = False) -> Page:
         variant = bool(filters), sorting, after is not None, measured
-        part: Page = send(
+        part: Page = models.send(
             select_page,
             *variant,
             read=lambda rows: serialize(rows, sorting, most, room_bytes),
@@ -176,8 +166,8 @@ def list_tasks(
 def fold_all(value: Any) -> Any:
     """Fold a text, or each text in a list."""
     if isinstance(value, list):
-        return [fold(text) for text in value]
-    return fold(value) if isinstance(value, str) else value
+        return [models.fold(text) for text in value]
+    return models.fold(value) if isinstance(value, str) else value
 
 
 def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
@@ -186,7 +176,7 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
     Only a few rows are in memory at a time: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
-    pair = pair_names_and_deletion if sorting.sort == "deleted" else pair_names
+    pair = pair_names_and_deletion if sorting.sort == "deleted" else models.pair_names
     while limit and room_bytes > 0:
         # As many as fit if each is the longest: a page exceeds its size by one task at most.
         fits = 1 + room_bytes // LONGEST_TASK_BYTES
@@ -198,7 +188,7 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
                 part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
                 if not part:
                     break
-                chunks += b",", orjson.dumps([to_task(row, pair) for row in part])[1:-1]
+                chunks += b",", orjson.dumps([models.to_task(row, pair) for row in part])[1:-1]
             finally:
                 sys.setswitchinterval(SWITCH_S)
         last = part[-1]
@@ -207,5 +197,5 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
     if not rows.fetchone():
         return Page(chunks, None)
     # The sort key is one of the public columns, or the column after them.
-    key = to_task(last).get(f"{sorting.sort}_at") or last[len(PUBLIC_FIELDS)]
+    key = models.to_task(last).get(f"{sorting.sort}_at") or last[len(PUBLIC_FIELDS)]
     return Page(chunks, Cursor(sorting, last[0], key))
