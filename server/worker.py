@@ -121,14 +121,6 @@ class Worker(ThreadWorker):
         self.tmp.close()
         self.tmp = Heartbeat(self.cfg)
         self.method_queue = MethodQueue()
-
-    @classmethod
-    def check_config(cls, cfg: Config, log: Logger) -> None:
-        super().check_config(cfg, log)
-        if cfg.is_ssl:
-            raise SystemExit("certfile, keyfile: not supported; use a proxy that terminates TLS")
-
-    def init_process(self) -> None:
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
         self.waiting_bytes = 0
@@ -136,7 +128,12 @@ class Worker(ThreadWorker):
         # for which no thread will be free soon have one, too: their 503 frees their connections.
         self.threads = ThreadPool(self.cfg.threads)
         self.health_thread, self.refusal_thread = ThreadPool(1), ThreadPool(1)
-        super().init_process()
+
+    @classmethod
+    def check_config(cls, cfg: Config, log: Logger) -> None:
+        super().check_config(cfg, log)
+        if cfg.is_ssl:
+            raise SystemExit("certfile, keyfile: not supported; use a proxy that terminates TLS")
 
     def accept(self, listener: socket.socket) -> None:
         try:
