@@ -82,6 +82,6 @@ def read_origins(variables: Variables) -> tuple[str, ...]:
         origin = item.lower().rstrip("/")
         expected = "* or a comma-separated list of origins such as https://example.com, in ASCII"
         check("CORS_ORIGINS", ORIGIN.fullmatch(origin), f"{expected}, got {item!r}")
-        default_port = {"https": ":443", "http": ":80"}.get(origin.partition(":")[0], "/")
+        default_port = {"https": ":443", "http": ":80"}.get(origin.partition(":")[0], "")
         origins.append(origin.removesuffix(default_port))
     return tuple(origins)
