@@ -315,5 +315,5 @@ def is_last(request: Any) -> bool:
 
     Gunicorn finds `close` only as the one option in the first field.
     """
-    fields = [value.lower() for name, value in request.headers if name == "CONNECTION"]
-    return any(option.strip(" \t") == "close" for value in fields for option in value.split(","))
+    options = ",".join(value for name, value in request.headers if name == "CONNECTION")
+    return "close" in [option.strip(" \t") for option in options.lower().split(",")]
