@@ -99,9 +99,9 @@ def parse_url(url: str) -> dict[str, Any]:
 
 def find_libpq_error(url: str, parts: dict[str, Any]) -> str:
     """Why libpq refuses a value in `url`, or "". It checks all of them before it connects."""
-    others = max(parts.get(name, "").count(",") for name in ("host", "hostaddr"))
+    number = 1 + max(parts.get(name, "").count(",") for name in ("host", "hostaddr"))
     try:
-        psycopg2.connect(url, host=NOWHERE + f",{NOWHERE}" * others, hostaddr="").close()
+        psycopg2.connect(url, host=",".join([NOWHERE] * number), hostaddr="").close()
     except psycopg2.Error as error:
         if NOWHERE not in str(error):
             return str(error).strip()
