@@ -140,9 +140,8 @@ class Api(flask_smorest.Api):
         for name, request_header in REQUEST_HEADERS.items():
             components.parameter(name, "header", request_header, lazy=True)
         for status, detail in ({304: "Your copy is current."} | details).items():
-            names = (*STATUS_HEADERS.get(status, ()), "X-Request-ID")
-            response: dict[str, Any] = {"description": detail}
-            response["headers"] = {name: name for name in names}
+            headers = {name: name for name in (*STATUS_HEADERS.get(status, ()), "X-Request-ID")}
+            response: dict[str, Any] = {"description": detail, "headers": headers}
             if status >= 400:
                 content: dict[str, Any] = {"schema": problems.ProblemSchema}
                 if status != 422:  # The example of ProblemSchema is a 422.
