@@ -159,10 +159,12 @@ def read_keys(document: Any) -> Keys:
     keys: Keys = {}
     for member in members:
         with suppress(PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+            if (member.get("use") or "sig") != "sig":
+                continue
             public = {name: member[name] for name in PUBLIC_MEMBERS & member.keys()}
             algorithms, named = ALGORITHMS[member["kty"], member.get("crv")], member.get("alg")
             algorithms = algorithms & {named} if named else algorithms - ONLY_NAMED
-            for algorithm in algorithms if (member.get("use") or "sig") == "sig" else ():
+            for algorithm in algorithms:
                 # PyJWT does not know the newer name.
                 key = PyJWK(public, "EdDSA" if algorithm == "Ed25519" else algorithm)
                 key.algorithm_name = algorithm
