@@ -1,6 +1,7 @@
 """The hosts of a PostgreSQL server, which are looked up within a deadline."""
 
 import socket
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -34,9 +35,9 @@ class Hosts:
         If connecting takes too long, the next one begins with another host. Raises OSError.
         """
         first = self._first if monotonic() < self._first_until else 0
-        hosts = self._look_up()
-        position = first % len(hosts)
-        lists = map(",".join, zip(*hosts[position:], *hosts[:position], strict=True))
+        hosts = deque(self._look_up())
+        hosts.rotate(-first)
+        lists = map(",".join, zip(*hosts, strict=True))
         try:
             yield {name: text for name, text in zip(HOST_OPTIONS, lists, strict=True) if text}
         except TimeoutError:  # The other hosts had no time.
