@@ -65,10 +65,10 @@ class KeySet:
         Only an unknown id waits for a fetch. Raises ServiceUnavailable if the issuer does not
         answer: the id may be that of a new key, and a 401 would sign its user out.
         """
-        if self._get(kid):
+        if known := self._get(kid):
             if monotonic() > self._stale_at:
                 self._start_fetch()
-            return self._get(kid)
+            return known
         fetching = self._start_fetch()
         self._wait_for(fetching)
         is_away = fetching.is_alive() or self._failures  # The fetch may end after this.
