@@ -26,7 +26,7 @@ threads = settings.threads
 worker_class = Worker
 logger_class = ServerLogger
 logconfig_dict = logging_config(settings.log_level)
-loglevel = settings.log_level.lower()
+loglevel = settings.log_level
 keepalive = 65  # Longer than in the routers of platforms, which would reuse a closed connection.
 graceful_timeout = 9  # A request takes at most about 8 s, unless it waits for a key set, too.
 # A heartbeat in a file on a slow disk can block the worker.
