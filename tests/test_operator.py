@@ -304,6 +304,14 @@ def test_a_token_that_is_valid_for_too_long_is_refused_in_one_line(
     assert result.stderr == "Error: --days: expected a number from 0 to 36500\n"
 
 
+@pytest.mark.parametrize("ignored", ["", "https://example.com/jwks"])
+def test_a_token_without_a_secret_is_refused_in_one_line(tmp_path: Path, ignored: str) -> None:
+    secret = "s" * 32 if ignored else ""
+    result = run_command(tmp_path, "token", "ann", JWT_SECRET=secret, JWT_JWKS_URL=ignored)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: JWT_SECRET is not set or ignored: no token can be signed\n"
+
+
 @pytest.mark.parametrize("user", ["", "a/b", "a\n", "a\0b", "\x7f", "\x9b", "x" * 256, "\udcff"])
 def test_a_token_for_a_user_who_cannot_exist_is_refused_in_one_line(
     tmp_path: Path, user: str
