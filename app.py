@@ -31,8 +31,8 @@ own: 1 to 128 letters, digits and `_.:/+=@~-`. The web server itself refuses req
 valid HTTP, whose headers are too long or that arrive too slowly: with a short page, without an id.
 """
 
-# The pause after a purge of the trash, and after one that failed.
-DAY_S, HOUR_S = 86_400.0, 3_600.0
+# The pause after a purge of the trash, and after one that failed: a day, and an hour.
+PURGE_PAUSE_S, RETRY_PAUSE_S = 86_400.0, 3_600.0
 
 log = logging.getLogger("tasks.app")
 
@@ -87,8 +87,8 @@ def open_database(settings: Settings) -> TaskDatabase:
 def start(app: Flask) -> str:
     """Do what precedes the first request: fetch the keys, migrate, and begin to purge.
 
-    Only for a process that forks no other: SQLite's locks would not hold in both. Without it, the
-    first request fetches and migrates. Returns why the server must not run, or "".
+    Each worker calls it, never a process that forks: SQLite's locks would not hold in both. Without
+    it, the first request fetches and migrates. Returns why the server must not run, or "".
     """
     auth.fetch_keys(app.extensions["auth"])
     try:
@@ -109,12 +109,12 @@ def start(app: Flask) -> str:
 def purge_daily(app: Flask, days: int) -> None:
     """Remove what has been in the trash for `days`, now and every day."""
     while True:
-        pause = HOUR_S
+        pause = RETRY_PAUSE_S
         try:
             with app.app_context(), suppress(ServiceUnavailable):
                 if number := models.purge(days):
                     log.info("purged %d tasks from the trash", number)
-                pause = DAY_S
+                pause = PURGE_PAUSE_S
         except Exception:  # Such as a foreign key of another program.
             log.exception("the trash could not be purged")
         sleep(pause)

@@ -105,8 +105,8 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     page = Task.select(*columns).where(*where).order_by(*order_by).limit(Parameter("limit"))
     if not measured:
         return page.offset(Parameter("offset"))
-    # The least that the other fields, all names and the punctuation take. With more than that, a
-    # list could end too early.
+    # 240 is the least that the other fields, all names and the punctuation take. With a larger
+    # number, a list could end too early.
     size = sum(map(sql.size_of, TEXTS), Value(240))
     so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
     # The rows stay in order: the outer query only filters them.

@@ -185,9 +185,9 @@ NOT_DELETED = Task.deleted_at.is_null()
 IS_EXPECTED = Parameter("is_any") | sql.is_one_of(Task.revision, "expected", "uuid")
 IS_CURRENT = NOT_DELETED & IS_EXPECTED
 # Whether an earlier attempt of this write has changed the task.
-MARK = fn.substr(NEW_REVISION, 37 - MARK_LENGTH)
+MARK = fn.substr(NEW_REVISION, 36 - MARK_LENGTH + 1)  # A revision has 36 characters.
 HAS_MARK = sql.contains(Task.recent_writes, MARK)
-MARKED = fn.substr(MARK.concat(Task.recent_writes), 1, REMEMBERED_WRITES * MARK_LENGTH)
+NEW_MARKS = fn.substr(MARK.concat(Task.recent_writes), 1, REMEMBERED_WRITES * MARK_LENGTH)
 
 
 @statement
@@ -250,7 +250,7 @@ def write_once(
     """
     changes = changes | {Task.revision: NEW_REVISION}
     once = {field: sql.when(stays, field, value) for field, value in changes.items()}
-    once[Task.recent_writes] = sql.when(HAS_MARK, Task.recent_writes, MARKED)
+    once[Task.recent_writes] = sql.when(HAS_MARK, Task.recent_writes, NEW_MARKS)
     return Task.update(once).where(owned, condition | HAS_MARK)
 
 
@@ -263,14 +263,15 @@ def update(names: tuple[str, ...], is_retry: bool = False) -> Node:
     """
     changes: dict[Field, Node] = {FIELDS[name]: Parameter(name) for name in names}
     changes[Task.updated_at] = sql.next_timestamp(Task.updated_at)
-    if not names:
+    toggles = not names
+    if toggles:
         changes[Task.completed] = ~Task.completed
     if Task.completed in changes:
         completed_at = sql.when(Task.completed, Task.completed_at, changes[Task.updated_at])
         changes[Task.completed_at] = sql.when(changes[Task.completed], completed_at)
     if is_retry:
         return write_once(changes, IS_THIS, IS_CURRENT).returning(*COLUMNS)
-    changes |= {Task.revision: NEW_REVISION, Task.recent_writes: MARKED}
+    changes |= {Task.revision: NEW_REVISION, Task.recent_writes: NEW_MARKS}
     return Task.update(changes).where(IS_THIS, IS_CURRENT, ~HAS_MARK).returning(*COLUMNS)
 
 

@@ -23,7 +23,7 @@ IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
 PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
 LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
-# By a title of the longest characters, and with an id.
+# A title whose characters take four bytes each, and an id.
 LONGEST_CURSOR = schemas.encode_cursor(
     Cursor(Sorting("title", "desc"), "0" * 36, "\U0010ffff" * lists.TITLE_KEY_LENGTH)
 )
@@ -37,7 +37,10 @@ class UserIdConverter(BaseConverter):
 
 
 class TaskIdConverter(BaseConverter):
-    """A UUID in its text form (RFC 9562, section 4), or None for any other text."""
+    """A UUID in its text form (RFC 9562, section 4), or None, which is a 404.
+
+    That 404 must come after a 401, a 403 and a 422, so it is not raised here.
+    """
 
     regex = r"(?!deleted\Z)[^/]+"  # `/deleted` is the list of deleted tasks.
 

@@ -17,7 +17,7 @@ from werkzeug.exceptions import ServiceUnavailable
 MIGRATIONS = Path(__file__).parent / "migrations"
 # The longest time for all statements of a request, and for the wait for a schema upgrade.
 REQUEST_TIMEOUT_S, SCHEMA_WAIT_S = 8.0, 4.0
-# After this time, another connection checks whether a schema upgrade runs: its own may be lost.
+# After this time, a request starts a running upgrade again: its connection may be lost.
 UPGRADE_CHECK_S = 60.0
 # The threads of a worker that never hold a slot: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4

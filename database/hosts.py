@@ -63,7 +63,8 @@ class Hosts:
 def split(parameters: Mapping[str, str]) -> list[Host]:
     """The hosts of a connection, as its options name them."""
     names, addresses, ports = (parameters.get(name, "").split(",") for name in HOST_OPTIONS)
-    ports *= max(len(names), len(addresses)) if len(ports) == 1 else 1
+    if len(ports) == 1:
+        ports *= max(len(names), len(addresses))
     return [*zip_longest(names, addresses, ports, fillvalue="")]
 
 

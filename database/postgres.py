@@ -35,9 +35,11 @@ CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, MARGIN_S = 5.0, 4.0, 1.0
 MIN_TIME_LEFT_S = 2 * MARGIN_S
 # The sleep before a retry is random; its maximum doubles from the first to the second of these.
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
-# The key of the advisory lock, which all servers use, the pause between two tries, and the longest
-# wait. PostgreSQL releases the lock of a client that has been silent for LOST_CLIENT_S.
-SCHEMA_LOCK, LOCK_PAUSE_S, LOCK_WAIT_S, LOST_CLIENT_S = 0x7461736B, 0.02, 30.0, 60.0
+# The key of the advisory lock, which all servers use.
+SCHEMA_LOCK = 0x7461736B
+# The longest wait for this lock, and the pause between two tries. PostgreSQL releases the lock of a
+# client that has been silent for LOST_CLIENT_S.
+LOCK_WAIT_S, LOCK_PAUSE_S, LOST_CLIENT_S = 30.0, 0.02, 60.0
 # How long a migration waits for a table, and the pause before the next try: while it waits, every
 # request waits behind it. After a second (deadlock_timeout), PostgreSQL cancels an autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0

@@ -40,7 +40,7 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 # The most that is received in one call.
 RECEIVE_BYTES = 32 * 1024
 
-REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+TIMEOUT_RESPONSE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 # What can begin a request. Node.js sends the body of a DELETE without its length: if the connection
 # were kept, the next request would begin with that body, and be lost.
 REQUEST_BEGIN = re.compile(rb"(?:\r\n)*(?:[A-Z-]+ |[A-Z-]*\Z|\r\Z)")
@@ -296,16 +296,17 @@ class Worker(ThreadWorker):
             idle: Any = self.keepalived_conns.popleft()
             self.poller.unregister(idle.sock)
             self.drop(idle)
+        # While the worker stops, every deadline is that much earlier.
         now = monotonic() + (0.0 if self.alive else CLIENT_TIMEOUT_S - STOP_TIMEOUT_S)
         while self.waiting:
             conn, until = next(iter(self.waiting.items()))
             fits = self.waiting_bytes <= MAX_WAITING_BYTES
-            # If few wait, the others are requests, which `submit` keeps below the limit.
+            # If few wait, most connections are in threads, and `submit` limits those.
             few = len(self.waiting) <= self.worker_connections // 10
             if until > now and fits and (few or self.nr_conns < self.worker_connections):
                 break
             if conn.size and not conn.sock.unsent:
-                conn.sock.sendall(REQUEST_TIMEOUT)
+                conn.sock.sendall(TIMEOUT_RESPONSE)
                 conn.sock.flush()
             self.drop(conn)
 
