@@ -101,7 +101,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         is_write = not sql.startswith("SELECT")
-        is_lost_write = was_demoted = False
+        is_lost_write = was_refused = False
         failure: Exception | None = None
         for _ in attempts():
             pool = self._pool
@@ -124,22 +124,27 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     sql = retry
                     if is_write and isinstance(error, TimeoutError):
                         break  # It may still run in the server: it must not be sent again.
-                elif isinstance(error, errors.ReadOnlySqlTransaction) and not was_demoted:
-                    self._discard(pool, connection)
-                    was_demoted = True
                 elif isinstance(error, SCHEMA_ERRORS):
                     # Leaves room for the connection that migrates: there may be a limit.
                     self._discard(pool, connection)
                     self._schema_is_current = False
                     break
-                else:
+                elif isinstance(error, extensions.TransactionRollbackError):
                     pool.push(connection)
-                    if isinstance(error, extensions.TransactionRollbackError):
-                        continue
-                    if isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
-                        # Further lines can have the row, which must not get into the log.
-                        raise type(error)(one_line(error)) from None
+                elif isinstance(error, errors.QueryCanceled):
+                    pool.push(connection)
                     break
+                elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
+                    pool.push(connection)
+                    # Further lines can have the row, which must not get into the log.
+                    raise type(error)(one_line(error)) from None
+                else:
+                    # A new connection may not be refused: it is to the server that was promoted,
+                    # or has the rights and the settings of today.
+                    self._discard(pool, connection)
+                    if was_refused:
+                        break
+                    was_refused, sql = True, retry
             else:
                 pool.push(connection)
                 self.slot_wait_s = TaskDatabase.slot_wait_s
@@ -273,12 +278,13 @@ def reset_on_close(connection: Connection) -> None:
 def is_lost(connection: Connection, error: Exception) -> bool:
     """Whether the connection is lost, and the response with it.
 
-    57P: the server is going down or coming up; 08: a connection exception.
+    57P: the server is going down or coming up; 08: a connection exception; 40003: it is not known
+    whether the statement was completed.
     https://www.postgresql.org/docs/current/errcodes-appendix.html
     """
     return (
         bool(connection.closed)
         or not isinstance(error, psycopg2.Error)  # A late response would be taken for the next.
         or isinstance(error, psycopg2.InterfaceError)
-        or (error.pgcode or "").startswith(("57P", "08"))
+        or (error.pgcode or "").startswith(("57P", "08", "40003"))
     )

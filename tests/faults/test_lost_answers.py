@@ -105,6 +105,26 @@ def test_an_answer_that_is_lost(
         assert answer.json() in (changed, [changed])
 
 
+@pytest.mark.parametrize(
+    ("code", "times"),
+    [(b"58000", 1), (b"XX000", 1), (b"53300", 1), (b"40003", 1), (b"40003", 2), (b"08006", 2)],
+)
+def test_an_error_comes_instead_of_the_answer(
+    server: Server, network: Network, code: bytes, times: int
+) -> None:
+    """As from a pooler that lost its server, and keeps the connection of its client."""
+    fields = b"SERROR\0C%b\0Mlost\0\0" % code
+    network.instead = b"E%b%bZ\0\0\0\x05I" % ((4 + len(fields)).to_bytes(4), fields)
+    with User(server, f"ann-{uuid4()}") as user:
+        task = user.create()
+        network.lost = 0
+        network.lose = lambda asked: network.lost < times and b"UPDATE" in asked
+        answer = user.patch(f"/tasks/{task['id']}/complete")
+        network.lose, network.instead = lambda _: False, b""
+        assert user.task(task["id"])["completed"] is True
+    assert (network.lost, answer.status_code) == (times, 200)
+
+
 @pytest.mark.parametrize("body", [None, {"completed": False}], ids=["toggle", "set"])
 def test_a_lost_answer_leaves_no_time_of_completion_behind(
     server: Server, network: Network, body: dict[str, bool] | None

@@ -82,6 +82,50 @@ def test_a_fresh_database_that_is_read_only_is_a_503(
     assert "read-only transaction" in server.log_file.read_text()
 
 
+def test_a_role_that_is_made_again_is_served_by_new_connections(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """The old connections keep the role that is gone, and its missing rights."""
+    role = f"again_{database}"
+    make = f"""
+        CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}';
+        GRANT SELECT, INSERT, UPDATE, DELETE ON task TO {role};
+        GRANT SELECT ON schema_migration TO {role};
+    """
+    assert run_command(tmp_path, "migrate", DATABASE_URL=cluster.url(database)).exit_code == 0
+    cluster.execute(make, database)
+    url = cluster.url(database).replace("//postgres:", f"//{role}:")
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+        with ThreadPoolExecutor(8) as threads:
+            tasks = list(threads.map(lambda _: user.create(), range(40)))
+        cluster.execute(f"DROP OWNED BY {role}; DROP ROLE {role}; {make}", database)
+        flips = [user.patch(f"/tasks/{task['id']}/complete") for task in tasks]
+        assert {flip.status_code for flip in flips} == {200}
+        assert all(task["completed"] for task in user.tasks())
+    quiet(server)
+
+
+def test_a_setting_that_is_put_right_counts_for_the_next_request(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "a") as user:
+        path = f"/tasks/{user.create()['id']}/complete"
+    cluster.execute(f"ALTER DATABASE {database} SET lock_timeout = '20ms'")
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "a") as user:
+        with closing(psycopg2.connect(cluster.url(database))) as other:
+            other.cursor().execute("SELECT FROM task FOR UPDATE")
+            refused = user.patch(path)
+            assert refused.status_code == 503
+            assert "Nothing has changed" in refused.json()["detail"]
+            cluster.execute(f"ALTER DATABASE {database} RESET lock_timeout")
+            with ThreadPoolExecutor(4) as threads:
+                flips = [threads.submit(user.patch, path) for _ in range(4)]
+                time.sleep(0.5)
+                other.rollback()
+        assert [flip.result().status_code for flip in flips] == [200] * 4
+    quiet(server)
+
+
 @pytest.mark.parametrize("path", ["''", "nowhere", '"$user"', "pg_temp"])
 def test_a_role_with_another_search_path_works(
     tmp_path: Path, cluster: Cluster, database: str, path: str

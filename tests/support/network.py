@@ -51,6 +51,8 @@ class Network:
         self.sends_again = True
         self.lose: Callable[[bytes], bool] = lambda _: False
         self.lost = 0
+        # What comes instead of a lost answer. Without it, the connection is closed.
+        self.instead = b""
         self.round_trips = 0
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._forgotten: set[tuple[socket.socket, socket.socket]] = set()
@@ -137,9 +139,10 @@ class Network:
                         time.sleep(self.delay)
                 elif self.lose(exchange.query):
                     self.lost += 1
-                    break
-                else:
-                    exchange.is_answered = True
+                    data = self.instead
+                    if not data:
+                        break
+                exchange.is_answered = not from_client
                 target.sendall(data)
         while pair in self._forgotten and pair in self._pairs:
             time.sleep(0.05)
