@@ -3,7 +3,8 @@
 A deleted task is in the trash; a removed one is gone for good.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter, methodcaller
 from random import getrandbits
@@ -382,30 +383,34 @@ def forget(user_id: str) -> int:
     Raises NotRemovable.
     """
     ((number,),) = send(select_count, user_id=user_id)
-    remove_all(True, user_id=user_id)
-    if send(select_removable, True, user_id=user_id):
-        raise NotRemovable("the user in DATABASE_URL may see the tasks, but not remove them")
+    for _ in remove_batches(True, user_id=user_id):
+        pass
     return int(number)
 
 
 def purge(days: int) -> int:
     """Remove the tasks that are in the trash for more than `days`. Returns their number."""
-    return remove_all(False, days=days)
-
-
-def remove_all(of_user: bool, **values: Any) -> int:
-    """Remove tasks in batches, with pauses in which other statements run.
-
-    An empty batch is not the last one: another server may have removed its tasks. After many empty
-    batches, removing ends: the database lets this user see tasks, but not remove them.
-    """
-    total = empty_batches = 0
-    while empty_batches < MAX_EMPTY_BATCHES and send(select_removable, of_user, **values):
-        removed = send(remove, of_user, read=count_rows, **values)
-        empty_batches = 0 if removed else empty_batches + 1
-        total += removed
-        sleep(REMOVAL_PAUSE_S)
+    total = 0
+    with suppress(NotRemovable):  # Or another server has been faster each time.
+        for number in remove_batches(False, days=days):
+            total += number
     return total
+
+
+def remove_batches(of_user: bool, **values: Any) -> Iterator[int]:
+    """Remove tasks in batches, with pauses in which other statements run. Yields their numbers.
+
+    An empty batch is not the last one: another server may have removed its tasks. Raises
+    NotRemovable after many empty batches.
+    """
+    empty_batches = 0
+    while send(select_removable, of_user, **values):
+        if empty_batches == MAX_EMPTY_BATCHES:
+            raise NotRemovable("the user in DATABASE_URL may see the tasks, but not remove them")
+        number = send(remove, of_user, read=count_rows, **values)
+        empty_batches = 0 if number else empty_batches + 1
+        yield number
+        sleep(REMOVAL_PAUSE_S)
 
 
 def ping() -> None:

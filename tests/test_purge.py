@@ -8,12 +8,13 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg2
 import pytest
 from support.commands import run_command
-from support.network import eventually
+from support.network import Network, eventually
 from support.server import Server, User, change_by_hand, fill, insert_by_hand, new_database
 
 from testbed.cluster import PASSWORD
@@ -290,6 +291,28 @@ def test_forget_removes_what_is_left_when_a_purge_took_its_first_batch(
         committing.join(10)
     assert result.stdout == f"tasks removed: {2 * LIMIT + 1}\n"  # As many as there were before.
     assert titles(database_url) == []
+
+
+@on_postgres
+def test_forget_ends_although_the_user_creates_a_task_again(
+    tmp_path: Path, database_url: str
+) -> None:
+    network = Network(urlsplit(database_url).port or 5432)
+    insert_by_hand(database_url, "ann", "first")
+
+    def create_after(asked: bytes) -> bool:
+        if asked.rstrip(b"\0").endswith(b"LIMIT 1") and not titles(database_url):
+            insert_by_hand(database_url, "ann", "again")
+        return False
+
+    network.lose = create_after
+    url = urlsplit(database_url)
+    address = url.netloc.replace(f":{url.port}", f":{network.port}")
+    url = url._replace(netloc=address)
+    result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=url.geturl())
+    network.close()
+    assert (result.exit_code, result.stdout) == (0, "tasks removed: 1\n")
+    assert titles(database_url) == ["again"]
 
 
 def test_a_user_who_is_forgotten_begins_anew(tmp_path: Path, database_url: str) -> None:
