@@ -4,11 +4,15 @@ BEGIN;
 DO $$
 BEGIN
   IF EXISTS (
-    SELECT FROM pg_class WHERE oid = 'task'::regclass AND relrowsecurity
+    SELECT FROM pg_class
+      WHERE oid = 'task'::regclass AND (relrowsecurity OR relhasrules OR relreplident <> 'd')
+    UNION ALL
+    SELECT FROM pg_publication_rel WHERE prrelid = 'task'::regclass
     UNION ALL
     SELECT FROM pg_trigger WHERE tgrelid = 'task'::regclass AND NOT tgisinternal
   ) THEN
-    RAISE 'task has triggers or row-level security, which its copy would lose';
+    RAISE 'task has triggers, rules, row-level security, a publication or a replica identity,'
+      ' which its copy would lose';
   END IF;
 END
 $$;

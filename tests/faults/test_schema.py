@@ -253,6 +253,9 @@ def test_a_server_whose_schema_is_current_needs_no_lock(
         "ALTER TABLE task ENABLE ROW LEVEL SECURITY",
         "CREATE TRIGGER z BEFORE UPDATE ON task FOR EACH ROW"
         " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "CREATE RULE z AS ON DELETE TO task DO INSTEAD NOTHING",
+        "CREATE PUBLICATION z FOR TABLE task",
+        "ALTER TABLE task REPLICA IDENTITY FULL",
     ],
 )
 def test_the_script_for_partitions_drops_no_protection_of_the_table(
