@@ -92,9 +92,10 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             with folder_lock(Path(self.database).parent):
                 wal = f"{self.database}-wal"
                 was_replaced = self._file not in {None, file_identity(self.database)}
-                if was_replaced and file_identity(wal) == self._wal:  # The log of the old file.
-                    for leftover in (wal, f"{self.database}-shm"):
-                        Path(leftover).unlink(missing_ok=True)
+                if was_replaced and self._wal and file_identity(wal) == self._wal:
+                    # The log of the old file, perhaps with writes that this file does not have.
+                    Path(wal).rename(f"{wal}.old")
+                    Path(f"{self.database}-shm").unlink(missing_ok=True)
                 self._file = None
                 self.execute_sql("PRAGMA journal_mode = WAL")
                 self._file = self._opened.file = file_identity(self.database)
