@@ -1,5 +1,7 @@
 """Cross-origin resource sharing (Fetch standard, section 3.2)."""
 
+import re
+
 from flask import Flask, Response, request
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
@@ -8,6 +10,9 @@ ALLOWED_HEADERS = (
     "Authorization, Cache-Control, Content-Type, Idempotency-Key, If-Match, If-None-Match, Pragma,"
     " X-Request-ID"
 )
+# Names of other headers. They are allowed, too, since libraries add some: axios its User-Agent,
+# and tracers `traceparent` or `baggage`.
+HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, -]+", re.ASCII)
 EXPOSED_HEADERS = "ETag, Idempotent-Replayed, Link, Location, Retry-After, X-Request-ID"
 # In seconds: the longest time for which Chromium caches a preflight.
 MAX_AGE_S = "7200"
@@ -47,4 +52,8 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         if is_allowed:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers.extend(preflight if is_preflight else answer)
+            asked = request.headers.get("Access-Control-Request-Headers", "")
+            if is_preflight and HEADER_NAMES.fullmatch(asked):
+                names = f"{ALLOWED_HEADERS}, {asked}"
+                response.headers["Access-Control-Allow-Headers"] = names
         return response
