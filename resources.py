@@ -212,8 +212,8 @@ def clear_completed_tasks(user_id: str) -> Response:
 def complete_task(body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
     """Toggle or set completion
 
-    Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can
-    be retried safely.
+    Without a body, or with `{}` or null, toggles `completed`. `{"completed": true}` sets it, which
+    can be retried safely.
     """
     changed = models.update_task(user_id, task_id, body, if_match(), toggles=not body)
     return task_response(changed)

@@ -226,7 +226,7 @@ class DeletedTaskSchema(ReplayedTaskSchema):
 
 
 class TaskCompletionSchema(BodySchema):
-    """An empty body toggles; `completed` sets."""
+    """An empty body or null toggles; `completed` sets."""
 
     optional = True
     completed = fields.StrictBoolean(metadata={"example": True})

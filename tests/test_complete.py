@@ -12,6 +12,7 @@ from support.server import User
         {"data": b"", "headers": {"Content-Type": "application/json"}},
         {"data": b"", "headers": {"Content-Type": "text/plain"}},
         {"json": {"id": 1}},
+        {"data": b"null", "headers": {"Content-Type": "application/json"}},
     ],
 )
 def test_without_a_value_it_flips(user: User, options: dict) -> None:
@@ -31,6 +32,16 @@ def test_with_a_value_it_sets(user: User, value: bool) -> None:
         response = user.patch(f"/tasks/{task['id']}/complete", json={"completed": value})
         assert (response.status_code, response.json()["completed"]) == (200, value)
     assert user.task(task["id"]) == response.json()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"0", b"false", b"true", b'""', b"[null]", b'"{}"'])
+@pytest.mark.one_database
+def test_any_other_body_is_refused(user: User, body: bytes) -> None:
+    task = user.create()
+    headers = {"Content-Type": "application/json"}
+    response = user.patch(f"/tasks/{task['id']}/complete", data=body, headers=headers)
+    assert (response.status_code, response.json()["detail"]) == (422, "Expected a JSON object.")
+    assert user.task(task["id"]) == task
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "true", [], {}])

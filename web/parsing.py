@@ -22,7 +22,7 @@ class BodySchema(ma.Schema):
     """The schema of a JSON object. Unknown fields are ignored."""
 
     required_fields: ClassVar[Collection[str]] = ()
-    # Whether a request may have no body.
+    # Whether a request may have no body, or null.
     optional: ClassVar[bool] = False
     error_messages = BODY_MESSAGES
 
@@ -83,18 +83,21 @@ class StrictParser(FlaskParser):
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Raises BadRequest, RequestEntityTooLarge or UnsupportedMediaType."""
         body = read_body(req)
+        is_optional = isinstance(schema, BodySchema) and schema.optional
         if not body:
-            if isinstance(schema, BodySchema) and schema.optional:
+            if is_optional:
                 return {}
             raise BadRequest("The body is missing: expected a JSON object.")
         encoding = req.headers.get("Content-Encoding", "").lower()
         if not req.is_json or encoding not in {"", "identity"}:
             raise UnsupportedMediaType
         try:
-            return orjson.loads(body)
+            data = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             place = f"line {error.lineno}, column {error.colno}"
             raise BadRequest(f"The body is not JSON in UTF-8: {place}.") from error
+        # With a JSON Content-Type, axios's patch(url, null) sends `null` for no body.
+        return {} if is_optional and data is None else data
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, list[str]]:
         return query_values(req)
