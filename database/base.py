@@ -24,7 +24,7 @@ RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database cannot be reached. Nothing has changed. Try again soon."
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
 FOREIGN_TABLE = (
-    "DATABASE_URL: the database has a table `task` of another program: expected another database,"
+    "DATABASE_URL: the database has a table `{}` of another program: expected another database,"
     " or in PostgreSQL another schema (?schema=NAME)"
 )
 
@@ -36,7 +36,7 @@ Read = Callable[[Any], Any]
 
 
 class ForeignTable(Exception):
-    """The database has a table `task` that this service did not make."""
+    """The database has a table `task` or `schema_migration` of another program."""
 
 
 class TaskDatabase(peewee.Database):
@@ -117,7 +117,7 @@ class TaskDatabase(peewee.Database):
         with self._schema_lock():
             applied = self._applied()
             if not any(applied) and self.execute_sql(self.find_task).fetchone()[0]:
-                raise ForeignTable(FOREIGN_TABLE)
+                raise ForeignTable(FOREIGN_TABLE.format("task"))
             # `up` creates the runner's own table, which some database users may not do.
             names = [] if all(applied) else self._runner().up()
         for name in names:
@@ -129,9 +129,13 @@ class TaskDatabase(peewee.Database):
         return Runner(self, str(MIGRATIONS), schema=self.schema)
 
     def _applied(self) -> list[bool]:
-        """Whether each migration is applied."""
+        """Whether each migration is applied. Raises ForeignTable."""
+        runner = self._runner()
+        columns = self.get_columns(runner.table_name, self.schema)
+        if columns and "name" not in {column.name for column in columns}:
+            raise ForeignTable(FOREIGN_TABLE.format(runner.table_name))
         # Peewee's runner also lists what other programs have applied, without a path.
-        return [bool(each.applied) for each in self._runner().status() if each.path]
+        return [bool(each.applied) for each in runner.status() if each.path]
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         raise NotImplementedError

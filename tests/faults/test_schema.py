@@ -218,6 +218,16 @@ def test_a_table_task_of_somebody_else_stops_the_start(
     )
 
 
+def test_a_table_of_migrations_of_somebody_else_stops_the_start(tmp_path: Path, url: str) -> None:
+    change_by_hand(url, "CREATE TABLE schema_migration (version varchar(14) PRIMARY KEY)")
+    server = Server(tmp_path, DATABASE_URL=url)
+    assert server.process.wait(10) == 4
+    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    assert "table `schema_migration` of another program" in line
+    result = run_command(tmp_path, "migrate", DATABASE_URL=url)
+    assert (result.exit_code, result.stdout) == (1, "") and line in result.stderr
+
+
 @pytest.mark.stops_postgres
 def test_a_table_of_somebody_else_that_is_found_later_is_a_503(
     tmp_path: Path, cluster: Cluster, database: str
