@@ -34,6 +34,10 @@ OPERATIONS = {
 }
 # What Chromium's console says of a response that the test expects.
 UNAUTHORIZED = "Failed to load resource: the server responded with a status of 401 (UNAUTHORIZED)"
+# As in Chromium, if the user blocks all cookies.
+REFUSE_STORAGE = """
+Object.defineProperty(window, "localStorage", {get() { throw new DOMException("Denied"); }});
+"""
 REPORT_VIOLATIONS = """
 addEventListener("securitypolicyviolation", (violation) =>
   console.error(`${violation.effectiveDirective} forbids ${violation.blockedURI}`));
@@ -43,12 +47,12 @@ addEventListener("securitypolicyviolation", (violation) =>
 class Visit:
     """The docs page, what it asks for, and what the browser complains about."""
 
-    def __init__(self, context: BrowserContext, url: str) -> None:
+    def __init__(self, context: BrowserContext, url: str, script: str) -> None:
         self.url = url
         self.addresses: list[str] = []
         self.complaints: list[str] = []
         context.set_default_timeout(20_000)
-        context.add_init_script(REPORT_VIOLATIONS)
+        context.add_init_script(REPORT_VIOLATIONS + script)
         context.on("request", lambda request: self.addresses.append(request.url))
         context.on("console", lambda message: self.complaints.append(message.text))
         context.on("weberror", lambda error: self.complaints.append(str(error.error)))
@@ -96,8 +100,8 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
     """Open the page of a server. Fails on a complaint, and on a request to anywhere else."""
     visits = []
 
-    def visit(server: Server, **options: Any) -> Visit:
-        visits.append(Visit(chromium.new_context(**options), server.url))
+    def visit(server: Server, script: str = "", **options: Any) -> Visit:
+        visits.append(Visit(chromium.new_context(**options), server.url, script))
         return visits[-1]
 
     yield visit
@@ -223,6 +227,22 @@ def test_a_token_opens_the_api_for_its_user_and_is_kept(
     form = visit.unfold("listTasks")
     expect(form.get_by_placeholder("user_id")).to_have_value(name)
     assert visit.execute("listTasks") == (200, [created])
+
+
+@pytest.mark.slow
+def test_a_token_opens_the_api_in_a_browser_that_stores_nothing(
+    guarded: Server, visit: Callable[..., Visit]
+) -> None:
+    token = jwt.encode({"sub": "bob", "exp": int(time.time()) + 300}, SECRET)
+    visit = visit(guarded, REFUSE_STORAGE)
+    visit.page.get_by_role("button", name="Authorize", exact=True).click()
+    dialog = visit.page.locator(".modal-ux")
+    dialog.locator("input").fill(token)
+    dialog.locator("input").press("Enter")
+    dialog.get_by_role("button", name="Close").first.click()
+    form = visit.unfold("listTasks")
+    expect(form.get_by_placeholder("user_id")).to_have_value("bob")
+    assert visit.execute("listTasks") == (200, [])
 
 
 @pytest.mark.slow

@@ -100,6 +100,15 @@ const DefaultsInWords = () => ({
   },
 });
 
+// Whether the browser lets a page store data. If not, Swagger UI would throw when it stores a token.
+const canStore = () => {
+  try {
+    return Boolean(localStorage);
+  } catch {
+    return false;
+  }
+};
+
 const ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#docs",
@@ -107,7 +116,7 @@ const ui = SwaggerUIBundle({
   defaultModelsExpandDepth: 0,
   displayRequestDuration: true,
   onComplete: () => fillUser(ui.getSystem()),
-  persistAuthorization: true,
+  persistAuthorization: canStore(),
   plugins: [PathFirst, OnePath, UserOfToken, DefaultsInWords],
   tryItOutEnabled: true,
   validatorUrl: null,
