@@ -117,7 +117,7 @@ class KeySet:
 
     def _note_failure(self, error: Exception) -> None:
         address = self._url.partition("?")[0]  # A query can contain an API key.
-        log.warning("the keys at %s could not be fetched: %r", address, error)
+        log.warning("the keys at %s could not be fetched: %.300r", address, error)
         self._failures += 1
         self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
         # Without any keys, nobody is let in: try sooner, with a pause that doubles.
@@ -131,7 +131,6 @@ def download(url: str) -> Any:
     Its body may take FETCH_TIMEOUT_S from the start, and MAX_BYTES. A redirect is an error: it
     could lead to an address without TLS.
     """
-    until = monotonic() + FETCH_TIMEOUT_S
     opener = request.OpenerDirector()
     # An http:// address is on this machine or in a private network, where no proxy is needed.
     proxies = {scheme: proxy for scheme, proxy in request.getproxies().items() if scheme == "https"}
@@ -139,6 +138,7 @@ def download(url: str) -> Any:
         opener.add_handler(handler)
     body = b""
     with opener.open(request.Request(url, headers=HEADERS), timeout=FETCH_TIMEOUT_S) as response:
+        until = monotonic() + FETCH_TIMEOUT_S  # Not sooner: an address before this one may be dead.
         if response.status != 200:
             raise ValueError(f"status {response.status}")
         while piece := response.read1(MAX_BYTES):

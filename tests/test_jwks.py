@@ -1,6 +1,7 @@
 """The keys of an issuer that is slow, down, wrong, or rotates its keys."""
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -242,6 +243,41 @@ def test_the_log_says_that_an_address_has_no_key_set(
         assert eventually(
             lambda: "no key set: expected an object with a list `keys`" in caplog.text
         )
+
+
+@pytest.mark.parametrize("byte", [b"\xe9", b"\x1f\x8b"], ids=["Latin-1", "compressed"])
+def test_the_log_does_not_repeat_a_long_answer(
+    issuer: Issuer, byte: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer.say(byte * 100_000)
+    with caplog.at_level(logging.WARNING, "tasks.jwks"):
+        with pytest.raises(ServiceUnavailable):
+            KeySet(issuer.url).find("old")
+        assert eventually(lambda: "UnicodeDecodeError" in caplog.text)
+    assert len(caplog.text) < 1000
+
+
+def test_an_issuer_is_reached_although_its_first_address_is_dead(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a broken route for IPv6: the time for the keys begins when the issuer answers."""
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    dead = socket.create_server(("127.0.0.1", 0), backlog=0)
+    waiting = []
+    for _ in range(4):  # Its queue is full, and it answers nobody else.
+        waiting.append(socket.socket())
+        waiting[-1].setblocking(False)
+        waiting[-1].connect_ex(dead.getsockname())
+    addresses = [dead.getsockname(), issuer.listener.getsockname()]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+    keys = KeySet(issuer.url)
+    with pytest.raises(ServiceUnavailable):
+        keys.find("old")
+    assert eventually(lambda: keys._get("old"))
+    for each in (*waiting, dead):
+        each.close()
 
 
 def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
