@@ -9,6 +9,7 @@ from typing import Any
 from urllib import request
 
 from jwt import PyJWK, PyJWTError
+from jwt.utils import base64url_decode, base64url_encode
 from werkzeug.exceptions import ServiceUnavailable
 
 from settings import VERSION
@@ -31,6 +32,8 @@ ALGORITHMS = {
     ("OKP", "Ed25519"): {"EdDSA", "Ed25519"},
     ("OKP", "Ed448"): {"EdDSA"},
 }
+# The bytes of a coordinate (RFC 7518, section 6.2.1.2). Authlib cuts zeros at its start.
+COORDINATE_BYTES = {"P-256": 32, "P-384": 48, "P-521": 66}
 PUBLIC_MEMBERS = {"kty", "kid", "crv", "x", "y", "n", "e"}
 
 # The keys by id and by algorithm: keys of two types may have one id (RFC 7517, section 4.5).
@@ -162,6 +165,10 @@ def read_keys(document: Any) -> Keys:
             if (member.get("use") or "sig") != "sig":
                 continue
             public = {name: member[name] for name in PUBLIC_MEMBERS & member.keys()}
+            if size := COORDINATE_BYTES.get(member.get("crv")):
+                for name in ("x", "y"):
+                    coordinate = base64url_decode(public[name]).lstrip(b"\0").rjust(size, b"\0")
+                    public[name] = base64url_encode(coordinate).decode()
             algorithms, named = ALGORITHMS[member["kty"], member.get("crv")], member.get("alg")
             algorithms = algorithms & {named} if named else algorithms - ONLY_NAMED
             for algorithm in algorithms:

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,28 @@ def accepted(verifier: Verifier, key: Key) -> set[str]:
         except Unauthenticated as refusal:
             assert refusal.reason.startswith(f"Wrong algorithm: found alg '{name}', expected ")
     return found
+
+
+def change_coordinates(key: Key, change: Callable[[bytes], bytes]) -> bool:
+    """Write the coordinates of a key in another way. Returns whether it makes a difference."""
+    before = {name: key.jwk[name] for name in ("x", "y")}
+    for name, text in before.items():
+        key.jwk[name] = encoded(change(urlsafe_b64decode(f"{text}==")))
+    return any(key.jwk[name] != text for name, text in before.items())
+
+
+@pytest.mark.parametrize("name", ["ES256", "ES384", "ES512"])
+@pytest.mark.parametrize("way", ["short", "long"])
+def test_a_coordinate_may_have_too_few_or_too_many_zeros(
+    issuer: Issuer, name: str, way: str
+) -> None:
+    """As some libraries write it, although RFC 7518, section 6.2.1.2, asks for the whole size."""
+    for _ in range(3000):
+        key = Key(name, name)
+        if change_coordinates(key, lambda x: b"\0" + x if way == "long" else x.lstrip(b"\0")):
+            break
+    issuer.publish(key)
+    assert new_verifier(issuer).verify(key.sign(CLAIMS)) == "ann"
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
