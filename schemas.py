@@ -17,10 +17,11 @@ from web import BodySchema, QuerySchema, fields
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMESTAMP = "%Y-%m-%dT%H:%M:%S.%fZ"
 # The rules for any text, a title and tags, as regular expressions for clients. NOT_BLANK names the
-# characters that are white space only in Python, and the one that is only in ECMAScript.
-BYTE_ORDER_MARK = "\ufeff"
+# characters that are white space only in Python, and a range around the one that is only in
+# ECMAScript, the byte order mark: a Go file must not contain it.
+AROUND_BYTE_ORDER_MARK = "[\ufe6b-\uff01]"
 STORABLE = r"^[^\x00]*$"
-NOT_BLANK = f"^[^\\x00]*([^\\s\\x00\\x1c-\\x1f\\x85]|{BYTE_ORDER_MARK})[^\\x00]*$"
+NOT_BLANK = f"^[^\\x00]*([^\\s\\x00\\x1c-\\x1f\\x85]|{AROUND_BYTE_ORDER_MARK})[^\\x00]*$"
 TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
 NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
 TAGS_WITH_COMMAS = (
