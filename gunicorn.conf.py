@@ -27,7 +27,9 @@ worker_class = Worker
 logger_class = ServerLogger
 logconfig_dict = logging_config(settings.log_level)
 loglevel = settings.log_level
-keepalive = 65  # Longer than in the routers of platforms, which would reuse a closed connection.
+# In seconds. Longer than in routers and proxies, which would send a request on a closed connection
+# and lose it: Heroku keeps one for 90, Caddy for 120, Google's load balancer for 600.
+keepalive = 620
 graceful_timeout = 9  # A request takes at most about 8 s, unless it waits for a key set, too.
 # A heartbeat in a file on a slow disk can block the worker.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
