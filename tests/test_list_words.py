@@ -261,8 +261,11 @@ def test_an_empty_cursor_is_refused(filtered: User, query: str) -> None:
         ("sort_order=desc&order=", "order=desc"),
         # Lists as axios sends them.
         ("tags[]=home&tags[]=WORK", "tags=home,work"),
+        ("tags[0]=home&tags[1]=WORK", "tags=home,work"),
+        ("tag%5B0%5D=home&tag%5B12%5D=work", "tag=home&tag=work"),
         ("tag%5B%5D=home&tag%5B%5D=work", "tag=home&tag=work"),
         ("priority[]=high&priority[]=low", "priority=high,low"),
+        ("priority[1]=high&priority[0]=low", "priority=high,low"),
         ("tags=x&tags[]=home", "tags=x"),
         # Direction in a word and in a parameter.
         ("sort=title&sort_order=desc", "sort=title_desc"),

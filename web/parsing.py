@@ -1,8 +1,9 @@
 """Strict parsing of request bodies and queries."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, NoReturn
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import marshmallow as ma
 import orjson
@@ -15,6 +16,8 @@ from web.fields import Words
 from web.problems import Invalid
 
 BODY_MESSAGES = {"type": "Expected a JSON object."}
+# PHP, Typhoeus and qs number the items of a list: `tag[0]`.
+INDEX = re.compile(r"\[\d+\]\Z")
 INCOMPLETE = "The body is incomplete."
 
 
@@ -113,7 +116,11 @@ class StrictParser(FlaskParser):
 def query_values(request: Request) -> dict[str, list[str]]:
     """The values of each parameter. Invalid UTF-8 becomes surrogates, which the fields refuse."""
     query = request.query_string.decode(errors="surrogateescape")
-    return parse_qs(query, keep_blank_values=True, errors="surrogateescape")
+    pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(INDEX.sub("[]", name), []).append(value)
+    return values
 
 
 def refuse_partial_bodies() -> None:
