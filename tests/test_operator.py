@@ -472,3 +472,33 @@ def test_the_trash_comes_to_a_table_without_touching_its_rows(
         assert {task["title"] for task in ann.tasks()} == {"c", "d"}
         assert ann.post(f"/tasks/{b['id']}/restore").json() == b
     assert "applied the migration 0004_trash" in server.log_file.read_text()
+
+
+def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_path: Path) -> None:
+    """As under uWSGI: `{"completed": true}` would count as no body, and toggle."""
+    serve = (
+        "from wsgiref.simple_server import make_server\nfrom app import create_app\n"
+        "server = make_server('127.0.0.1', 0, create_app())\n"
+        "print(server.server_port, flush=True)\nserver.serve_forever()\n"
+    )
+    database_url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    with subprocess.Popen(
+        [sys.executable, "-c", serve],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DATABASE_URL": database_url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout
+        try:
+            tasks = f"http://127.0.0.1:{int(process.stdout.readline())}/api/ann/tasks"
+            task = requests.post(tasks, json={"title": "x"}, timeout=10).json()
+            path = f"{tasks}/{task['id']}/complete"
+            headers = {"Content-Type": "application/json"}
+            body = iter([b'{"completed": true}'])
+            assert requests.patch(path, data=body, headers=headers, timeout=10).status_code == 400
+            assert requests.get(tasks, timeout=10).json() == [task]
+            assert requests.patch(path, timeout=10).json()["completed"] is True
+        finally:
+            process.kill()

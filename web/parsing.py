@@ -137,10 +137,14 @@ def read_body(request: Request) -> bytes:
     """Read the whole body from the server's stream.
 
     Werkzeug's own stream costs more CPU than parsing the body. Raises BadRequest if the client sent
-    less than it announced, or RequestEntityTooLarge.
+    less than it announced, or if the server does not read chunks. Raises RequestEntityTooLarge.
     """
     length = request.content_length
     if length is None and not request.environ.get("wsgi.input_terminated"):
+        if "Transfer-Encoding" in request.headers:
+            raise BadRequest(
+                "The body has no Content-Length, and this server does not know its end."
+            )
         return b""
     if (length or 0) > MAX_BODY:
         raise RequestEntityTooLarge
