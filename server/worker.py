@@ -134,6 +134,8 @@ class Worker(ThreadWorker):
         super().check_config(cfg, log)
         if cfg.is_ssl:
             raise SystemExit("certfile, keyfile: not supported; use a proxy that terminates TLS")
+        if cfg.proxy_protocol != "off":
+            raise SystemExit("proxy_protocol: not supported; let the proxy speak HTTP")
 
     def accept(self, listener: socket.socket) -> None:
         try:

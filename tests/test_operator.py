@@ -502,3 +502,17 @@ def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_p
             assert requests.patch(path, timeout=10).json()["completed"] is True
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--certfile", __file__, "--keyfile", __file__], ["--proxy-protocol"]],
+    ids=["TLS", "PROXY"],
+)
+def test_what_the_event_loop_cannot_read_stops_the_start(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    server = Server(tmp_path, *arguments)
+    assert server.process.wait(10) != 0
+    log = server.log_file.read_text()
+    assert "not supported" in log and "Traceback" not in log
