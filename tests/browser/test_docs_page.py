@@ -63,6 +63,14 @@ class Visit:
     def operation(self, name: str) -> Locator:
         return self.page.locator(f".opblock[id$='-{name}']")
 
+    def authorize(self, token: str) -> None:
+        self.page.get_by_role("button", name="Authorize", exact=True).click()
+        dialog = self.page.locator(".modal-ux")
+        expect(dialog).to_contain_text("A JWT whose sub is the user_id in the path.")
+        dialog.locator("input").fill(token)
+        dialog.locator("input").press("Enter")
+        dialog.get_by_role("button", name="Close").first.click()
+
     def unfold(self, name: str) -> Locator:
         operation = self.operation(name)
         operation.locator(".opblock-summary-control").click()
@@ -211,12 +219,7 @@ def test_a_token_opens_the_api_for_its_user_and_is_kept(
     assert status == 401
     assert "token" in problem["detail"]
     visit.complaints.remove(UNAUTHORIZED)
-    page.get_by_role("button", name="Authorize", exact=True).click()
-    dialog = page.locator(".modal-ux")
-    expect(dialog).to_contain_text("A JWT whose sub is the user_id in the path.")
-    dialog.locator("input").fill(token)
-    dialog.locator("input").press("Enter")
-    dialog.get_by_role("button", name="Close").first.click()
+    visit.authorize(token)
     form = visit.unfold("createTask")
     expect(form.get_by_placeholder("user_id")).to_have_value(name)
     status, created = visit.execute("createTask")
@@ -235,11 +238,7 @@ def test_a_token_opens_the_api_in_a_browser_that_stores_nothing(
 ) -> None:
     token = jwt.encode({"sub": "bob", "exp": int(time.time()) + 300}, SECRET)
     visit = visit(guarded, REFUSE_STORAGE)
-    visit.page.get_by_role("button", name="Authorize", exact=True).click()
-    dialog = visit.page.locator(".modal-ux")
-    dialog.locator("input").fill(token)
-    dialog.locator("input").press("Enter")
-    dialog.get_by_role("button", name="Close").first.click()
+    visit.authorize(token)
     form = visit.unfold("listTasks")
     expect(form.get_by_placeholder("user_id")).to_have_value("bob")
     assert visit.execute("listTasks") == (200, [])
@@ -251,11 +250,7 @@ def test_what_is_no_token_leaves_the_form_as_it_is(
     guarded: Server, visit: Callable[..., Visit], token: str
 ) -> None:
     visit = visit(guarded)
-    visit.page.get_by_role("button", name="Authorize", exact=True).click()
-    dialog = visit.page.locator(".modal-ux")
-    dialog.locator("input").fill(token)
-    dialog.locator("input").press("Enter")
-    dialog.get_by_role("button", name="Close").first.click()
+    visit.authorize(token)
     form = visit.unfold("listTasks")
     expect(form.get_by_placeholder("user_id")).to_have_value("alice")
 
