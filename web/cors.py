@@ -43,17 +43,17 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         # Not request.method, which is in upper case: `options` is a 405.
         is_preflight = request.environ["REQUEST_METHOD"] == "OPTIONS"
         is_allowed = origin in origins
-        if is_allowed and is_preflight:
-            response.status_code = 200
-            response.data = b""
-            response.headers.pop("Content-Type", None)
         if not anyone:
             response.headers.add("Vary", "Origin")
         if is_allowed:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers.extend(preflight if is_preflight else answer)
+        if is_allowed and is_preflight:
+            response.status_code = 200
+            response.data = b""
+            response.headers.pop("Content-Type", None)
             asked = request.headers.get("Access-Control-Request-Headers", "")
-            if is_preflight and HEADER_NAMES.fullmatch(asked):
+            if HEADER_NAMES.fullmatch(asked):
                 names = f"{ALLOWED_HEADERS}, {asked}"
                 response.headers["Access-Control-Allow-Headers"] = names
         return response
