@@ -131,7 +131,7 @@ class KeySet:
 def download(url: str) -> Any:
     """The JSON document at `url`. Raises OSError, ValueError or HTTPException.
 
-    Its body may take FETCH_TIMEOUT_S from the start, and MAX_BYTES. A redirect is an error: it
+    Its body may take FETCH_TIMEOUT_S after its head, and MAX_BYTES. A redirect is an error: it
     could lead to an address without TLS.
     """
     opener = request.OpenerDirector()

@@ -26,7 +26,7 @@ DATE_OR_TIME = re.compile(
     re.ASCII,
 )
 # The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month. Also
-# PCRE, Go and Rust understand them.
+# PCRE in Unicode mode, Go and Rust understand them.
 WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
 EMPTY_DATE_OR_TIME = f"^({DATE_OR_TIME.pattern})?$"
 
