@@ -90,12 +90,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self.close()
         try:
             with folder_lock(Path(self.database).parent):
-                wal = f"{self.database}-wal"
-                was_replaced = self._file not in {None, file_identity(self.database)}
-                if was_replaced and self._wal and file_identity(wal) == self._wal:
-                    # The log of the old file, perhaps with writes that this file does not have.
-                    Path(wal).rename(f"{wal}.old")
-                    Path(f"{self.database}-shm").unlink(missing_ok=True)
+                self._keep_old_wal()
                 self._file = None
                 self.execute_sql("PRAGMA journal_mode = WAL")
                 self._file = self._opened.file = file_identity(self.database)
@@ -104,6 +99,17 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             raise unavailable(error) from error
         finally:
             self.close()
+
+    def _keep_old_wal(self) -> None:
+        """Rename the log of a file that is gone. It may have writes that the file does not have.
+
+        SQLite would delete it, or write it into the new file.
+        """
+        wal, file = Path(f"{self.database}-wal"), file_identity(self.database)
+        was_replaced = self._file not in {None, file} and file_identity(str(wal)) == self._wal
+        if wal.exists() and (file is None or was_replaced):
+            wal.rename(f"{wal}.old")
+            Path(f"{self.database}-shm").unlink(missing_ok=True)
 
 
 def wait_s() -> float:

@@ -169,15 +169,21 @@ def test_no_write_is_acknowledged_into_a_file_that_is_gone(tmp_path: Path, how: 
     assert '"level":"error"' not in server.log_file.read_text()
 
 
-def test_the_log_of_a_file_that_is_moved_away_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("had_it_open", [True, False])
+def test_the_log_of_a_file_that_is_moved_away_is_kept(tmp_path: Path, had_it_open: bool) -> None:
     """Its writes are whole again once it is beside the file."""
     file, moved = tmp_path / "tasks.db", tmp_path / "moved.db"
-    with Server(tmp_path, DATABASE_URL=f"sqlite:///{file}") as server, User(server, "ann") as ann:
-        titles = [ann.create(f"old {n}")["title"] for n in range(9)]
+    options = {"DATABASE_URL": f"sqlite:///{file}", "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, **options) as server:
+        with User(server, "ann") as ann:
+            titles = [ann.create(f"old {n}")["title"] for n in range(9)]
         file.rename(moved)
-        eventually(lambda: ann.post("/tasks", json={"title": "new"}).status_code == 201, 5)
-        Path(f"{file}-wal.old").rename(f"{moved}-wal")
-        assert [task["title"] for task in ann.tasks()] == ["new"]
+        if not had_it_open:
+            psutil.Process(server.process.pid).children()[0].kill()  # Another takes its place.
+        with User(server, "ann") as ann:
+            eventually(lambda: ann.post("/tasks", json={"title": "new"}).status_code == 201, 5)
+            Path(f"{file}-wal.old").rename(f"{moved}-wal")
+            assert [task["title"] for task in ann.tasks()] == ["new"]
     with closing(sqlite3.connect(moved)) as connection:
         found = connection.execute("SELECT title FROM task ORDER BY title").fetchall()
     assert found == [(title,) for title in titles]
