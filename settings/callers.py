@@ -14,11 +14,10 @@ PRIVATE_HOST = re.compile(
     r"|(10\.\d+|192\.168|172\.(1[6-9]|2\d|3[01]))(\.\d+){2}",
     re.ASCII,
 )
-# A host, a port, and a path without what a placeholder (<your-domain>) or a mistake has.
-WEB_ADDRESS = re.compile(
-    r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?([/?][!#-;=?-~]*)?", re.ASCII | re.IGNORECASE
-)
-ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
+HOST = r"([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?"  # Perhaps with a port.
+# With a path without what a placeholder (<your-domain>) or a mistake has.
+WEB_ADDRESS = re.compile(rf"https?://{HOST}([/?][!#-;=?-~]*)?", re.ASCII | re.IGNORECASE)
+ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{HOST}", re.ASCII)
 # The development servers of Next.js and Vite.
 LOCAL_ORIGINS = "http://localhost:3000,http://localhost:5173"
 

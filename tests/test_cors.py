@@ -153,7 +153,10 @@ def test_only_the_api_is_opened(server: Server) -> None:
         assert allowed(response) == {}
 
 
-@pytest.fixture(params=["*", "https://A.example:443/, http://[::1]:3000,http://x.y:80"])
+ORIGINS = "https://A.example:443/, http://[::1]:3000,http://x.y:80, app-extension://140BB581-4D"
+
+
+@pytest.fixture(params=["*", ORIGINS])
 def configured(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Server]]:
     with Server(tmp_path, CORS_ORIGINS=request.param) as server:
         yield request.param, server
@@ -162,7 +165,10 @@ def configured(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple
 def test_the_setting_decides(configured: tuple[str, Server]) -> None:
     origins, server = configured
     with User(server, "ann") as user:
-        for origin in ("https://a.example", "http://[::1]:3000", "http://x.y"):
+        for origin in (
+            *("https://a.example", "http://[::1]:3000", "http://x.y"),
+            *("app-extension://140BB581-4D", "app-extension://140bb581-4d"),
+        ):
             response = user.get("/tasks", headers={"Origin": origin})
             if origins == "*":
                 assert response.headers["Access-Control-Allow-Origin"] == "*"

@@ -39,10 +39,11 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         if not f"{request.path}/".startswith("/api/"):
             return response
         # If every origin is allowed, the response is the same for each: it needs no `Vary`.
-        origin = "*" if anyone else request.headers.get("Origin")
+        origin = "*" if anyone else request.headers.get("Origin", "")
         # Not request.method, which is in upper case: `options` is a 405.
         is_preflight = request.environ["REQUEST_METHOD"] == "OPTIONS"
-        is_allowed = origin in origins
+        # An app's own scheme can have letters of either case, such as the id of an extension.
+        is_allowed = origin.lower() in origins
         if not anyone:
             response.headers.add("Vary", "Origin")
         if is_allowed:
