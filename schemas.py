@@ -21,7 +21,7 @@ TIMESTAMP = "%Y-%m-%dT%H:%M:%S.%fZ"
 # ECMAScript, the byte order mark: a Go file must not contain it.
 AROUND_BYTE_ORDER_MARK = "[\ufe6b-\uff01]"
 STORABLE = r"^[^\x00]*$"
-NOT_BLANK = f"^[^\\x00]*([^\\s\\x00\\x1c-\\x1f\\x85]|{AROUND_BYTE_ORDER_MARK})[^\\x00]*$"
+NOT_BLANK = rf"^{fields.SPACES}([^\s\x00\x1c-\x1f\x85]|{AROUND_BYTE_ORDER_MARK})[^\x00]*$"
 TAG = {"type": "string", "maxLength": 50, "pattern": fields.WORD}
 NAMED_TAG = {"type": "object", "properties": {"name": TAG}, "required": ["name"]}
 TAGS_WITH_COMMAS = (
@@ -152,7 +152,8 @@ class TaskUpdateSchema(BodySchema):
         allow_none=True,
         anyOf=[
             {"type": "string", "maxLength": 20, "pattern": fields.WORD},
-            {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
+            # What every language can hold: some refuse a document with a larger bound.
+            {"type": "integer", "minimum": 1 - 2**53, "maximum": 2**53 - 1},
             {"type": "null"},
         ],
         example="high",

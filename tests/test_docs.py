@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,41 @@ def test_a_pattern_is_one_in_every_language(document: dict[str, Any]) -> None:
     assert len(found) >= 6
     for pattern in found:
         assert not re.search(r"\(\?[^:]|\\[uUpPzZAGbB]", pattern), pattern
+
+
+@pytest.mark.parametrize("part", [" ", "a", "a ", ",", "a,", " ,", "\x1c", "0"])
+def test_no_text_holds_up_who_validates_by_the_document(
+    document: dict[str, Any], part: str
+) -> None:
+    """An engine that backtracks needs minutes for it if two parts of a pattern match the same."""
+    start = time.monotonic()
+    for pattern in {*patterns(document)}:
+        for text in (part * 3000, f"{part * 3000}\0", f"x{part * 3000}\0", f"{part * 3000}[\0"):
+            re.search(pattern, text)
+    assert time.monotonic() - start < 5
+
+
+def test_agents_take_the_descriptions(document: dict[str, Any]) -> None:
+    """Those of OpenAI take 300 characters for an operation, and 700 for a parameter."""
+    parameters = [*document["components"]["parameters"].values()]
+    for path in document["paths"].values():
+        for method, operation in path.items():
+            if method != "parameters":
+                assert len(operation.get("description", "")) <= 300, operation["operationId"]
+                parameters += operation.get("parameters", [])
+    assert max(len(parameter.get("description", "")) for parameter in parameters) <= 700
+
+
+def integers(part: Any) -> Iterator[int]:
+    if isinstance(part, int):
+        yield part
+    for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from integers(each)
+
+
+def test_every_language_can_hold_the_numbers(document: dict[str, Any]) -> None:
+    """Swift cannot read a larger one, and JavaScript rounds it."""
+    assert max(map(abs, integers(document))) < 2**53
 
 
 def test_a_due_date_is_text_to_generated_clients(document: dict[str, Any]) -> None:

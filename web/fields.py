@@ -26,8 +26,11 @@ DATE_OR_TIME = re.compile(
     re.ASCII,
 )
 # The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month. Also
-# PCRE in Unicode mode, Go and Rust understand them.
-WORD = r"^[\s\x1c-\x1f\x85]*[^\x00-\x1f\x7f-\x9f]*[\s\x1c-\x1f\x85]*$"
+# PCRE in Unicode mode, Go and Rust understand them. Only one part of a pattern can match a run of
+# spaces: otherwise, engines that backtrack would take minutes for some texts.
+SPACES = r"[\s\x1c-\x1f\x85]*"
+PRINTED = r"[^\s\x00-\x1f\x7f-\x9f]"
+WORD = rf"^{SPACES}({PRINTED}([^\x00-\x1f\x7f-\x9f]*{PRINTED})?{SPACES})?$"
 EMPTY_DATE_OR_TIME = f"^({DATE_OR_TIME.pattern})?$"
 
 
