@@ -91,8 +91,8 @@ class Tasks(MethodView):
 
         Without parameters: all tasks, oldest first. A page ends at `limit` or at about 8 MB. If
         there are more tasks, the header `Link` has the URL of the next page. Following the links
-        returns every task exactly once, even while tasks are created, changed or deleted; only a
-        task whose sort key changes may move.
+        returns every task exactly once, even while tasks change; only a task whose sort key changes
+        may move.
         """
         return page_response(lists.list_tasks(user_id, **query), LIST_QUERY)
 
@@ -199,7 +199,7 @@ def restore_task(user_id: str, task_id: str | None) -> Response:
 def clear_completed_tasks(user_id: str) -> Response:
     """Delete all completed tasks
 
-    Every completed task goes to the trash.
+    Every completed task of the user goes to the trash, from which each can be restored.
     """
     number = models.delete_completed_tasks(user_id)
     return jsonify(message="Completed tasks deleted successfully", deleted=number)
@@ -212,8 +212,8 @@ def clear_completed_tasks(user_id: str) -> Response:
 def complete_task(body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
     """Toggle or set completion
 
-    Without a body, or with `{}` or null, toggles `completed`. `{"completed": true}` sets it, which
-    can be retried safely.
+    Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can be
+    retried safely.
     """
     changed = models.update_task(user_id, task_id, body, if_match(), toggles=not body)
     return task_response(changed)

@@ -168,7 +168,7 @@ class TaskUpdateSchema(BodySchema):
     )
     tags: ma.fields.Field[Any] = Tags(
         "At most 20 tags. Blank tags are dropped, and so is a tag that differs only in case from an"
-        " earlier one. A string has commas between the tags, or is a JSON array.",
+        " earlier one. A string has commas between the tags.",
         allow_none=True,
         anyOf=[
             {"type": "array", "maxItems": 20, "items": {"anyOf": [TAG, NAMED_TAG]}},
@@ -228,10 +228,15 @@ class DeletedTaskSchema(ReplayedTaskSchema):
 
 
 class TaskCompletionSchema(BodySchema):
-    """An empty body or null toggles; `completed` sets."""
+    """An empty body toggles; `completed` sets."""
 
     optional = True
-    completed = fields.StrictBoolean(metadata={"example": True})
+    completed = fields.StrictBoolean(
+        metadata={
+            "description": "The state to set. Without it, `completed` is toggled.",
+            "example": True,
+        }
+    )
 
 
 class MessageSchema(ma.Schema):
@@ -289,8 +294,7 @@ class TaskQuerySchema(QuerySchema):
     """The filters and the order of a list."""
 
     status = Choice(
-        "`pending` (also `incomplete`, `active`, `open`, `todo`) or `completed` (also `complete`,"
-        " `done`) selects only those tasks.",
+        "`pending` or `completed` selects only those tasks.",
         STATUSES,
         ("all", "pending", "completed"),
         default="all",
@@ -315,8 +319,7 @@ class TaskQuerySchema(QuerySchema):
     )
     sort = Choice(
         "The sort key (also `sort_by`): the time of creation, of the last update, the title (lower"
-        " case, first 100 characters), the due date, or the priority. The suffix `_asc` or `_desc`"
-        " sets the order, and overrides `order`.",
+        " case, first 100 characters), the due date, or the priority.",
         SORT_WORDS,
         SORTS,
         default="created",
