@@ -340,17 +340,6 @@ def test_what_is_unusual_but_right_is_taken(user: User, request_: bytes) -> None
     assert user.tasks() == [json.loads(body)]
 
 
-def test_the_longest_legal_body_is_taken(user: User) -> None:
-    body = b'{"title": "%b", "description": "%b"}' % (
-        (ASTRAL * 500).encode(),
-        (ASTRAL * 5000).encode(),
-    )
-    status, _, answer = send(user, post(body))
-    assert status == 201
-    assert json.loads(answer)["description"] == "😀" * 5000
-    assert user.tasks() == [json.loads(answer)]
-
-
 @pytest.mark.parametrize(
     "headers",
     [
