@@ -15,7 +15,7 @@ from settings import MAX_BODY
 from web.fields import Words
 from web.problems import Invalid
 
-BODY_MESSAGES = {"type": "Expected a JSON object."}
+NOT_AN_OBJECT = "Expected a JSON object."
 # PHP, Typhoeus and qs number the items of a list: `tag[0]`.
 INDEX = re.compile(r"\[\d+\]\Z")
 INCOMPLETE = "The body is incomplete."
@@ -27,7 +27,6 @@ class BodySchema(ma.Schema):
     required_fields: ClassVar[Collection[str]] = ()
     # Whether a request may have no body, or null.
     optional: ClassVar[bool] = False
-    error_messages = BODY_MESSAGES
 
     class Meta:
         unknown = ma.EXCLUDE
@@ -108,8 +107,8 @@ class StrictParser(FlaskParser):
     def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
         """Raises Invalid."""
         (errors,) = error.messages_dict.values()
-        if whole := errors.pop(ma.exceptions.SCHEMA, None):
-            raise Invalid({"body": whole}, " ".join(whole)) from error
+        if ma.exceptions.SCHEMA in errors:
+            raise Invalid({"body": [NOT_AN_OBJECT]}, NOT_AN_OBJECT) from error
         raise Invalid(errors) from error
 
 
