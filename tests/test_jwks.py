@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.network import eventually
 from support.server import Server
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -43,15 +44,6 @@ def call(server: Server, key: Key, **headers: object) -> requests.Response:
     return requests.get(
         f"{server.url}/api/ann/tasks", headers={"Authorization": f"Bearer {token}"}, timeout=10
     )
-
-
-def eventually(condition: object, seconds: float = 3) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def is_fetching(keys: KeySet) -> bool:
@@ -111,7 +103,7 @@ def test_a_known_key_is_used_while_the_issuer_is_wrong(
             start = time.monotonic()
             assert keys.find("old")
             assert time.monotonic() - start < 0.4  # It does not wait for the fetch.
-        assert eventually(lambda: f"{issuer.url} could not be fetched" in caplog.text)
+        eventually(lambda: f"{issuer.url} could not be fetched" in caplog.text, 3)
     assert keys.find("old")
     with pytest.raises(ServiceUnavailable):
         keys.find("evil")
@@ -137,7 +129,7 @@ def test_without_any_key_there_is_a_503_in_time(
     with ThreadPoolExecutor(16) as pool:
         assert max(pool.map(find, range(16))) < 1.0
     if how != "gone":
-        assert eventually(lambda: issuer.requests == 1)
+        eventually(lambda: issuer.requests == 1, 3)
 
 
 def test_a_fetch_names_the_application_to_the_issuer(issuer: Issuer) -> None:
@@ -170,7 +162,7 @@ def test_a_download_that_takes_too_long_does_not_hold_up_the_next(
         keys.find("old")
     issuer.drip = 0.0
     issuer.publish(old)
-    assert eventually(lambda: not is_fetching(keys))
+    eventually(lambda: not is_fetching(keys), 3)
     assert keys.find("old")
     assert time.monotonic() - start < 2.5
 
@@ -188,7 +180,7 @@ def test_an_endless_answer_is_abandoned(
     keys = KeySet(issuer.url)
     with pytest.raises(ServiceUnavailable):
         keys.find("old")
-    assert eventually(lambda: not is_fetching(keys))
+    eventually(lambda: not is_fetching(keys), 3)
     assert issuer.requests == 1
 
 
@@ -209,7 +201,7 @@ def test_a_head_that_does_not_end_holds_one_thread(
     assert issuer.requests == 2
     issuer.endless = b""
     issuer.publish(old)
-    assert eventually(lambda: not is_fetching(keys))
+    eventually(lambda: not is_fetching(keys), 3)
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 3.0)  # On a busy machine, 0.2 s is too short.
     assert keys.find("unknown") is None
     assert issuer.requests == 3
@@ -241,9 +233,7 @@ def test_the_log_says_that_an_address_has_no_key_set(
     with caplog.at_level(logging.WARNING, "tasks.jwks"):
         with pytest.raises(ServiceUnavailable):
             KeySet(issuer.url).find("old")
-        assert eventually(
-            lambda: "no key set: expected an object with a list `keys`" in caplog.text
-        )
+        eventually(lambda: "no key set: expected an object with a list `keys`" in caplog.text, 3)
 
 
 @pytest.mark.parametrize("byte", [b"\xe9", b"\x1f\x8b"], ids=["Latin-1", "compressed"])
@@ -254,7 +244,7 @@ def test_the_log_does_not_repeat_a_long_answer(
     with caplog.at_level(logging.WARNING, "tasks.jwks"):
         with pytest.raises(ServiceUnavailable):
             KeySet(issuer.url).find("old")
-        assert eventually(lambda: "UnicodeDecodeError" in caplog.text)
+        eventually(lambda: "UnicodeDecodeError" in caplog.text, 3)
     assert len(caplog.text) < 1000
 
 
@@ -276,7 +266,7 @@ def test_an_issuer_is_reached_although_its_first_address_is_dead(
     keys = KeySet(issuer.url)
     with pytest.raises(ServiceUnavailable):
         keys.find("old")
-    assert eventually(lambda: keys._get("old"))
+    eventually(lambda: keys._get("old"), 3)
     for each in (*waiting, dead):
         each.close()
 
@@ -298,9 +288,7 @@ def test_keys_that_are_fresh_are_not_fetched_again(
     assert issuer.requests == 1
 
 
-def test_an_unknown_id_asks_again_but_not_soon(
-    issuer: Issuer, old: Key, new: Key, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_id_asks_again_but_not_soon(issuer: Issuer, old: Key, new: Key) -> None:
     keys = KeySet(issuer.url)
     assert keys.find("old")
     assert [keys.find(f"unknown {number}") for number in range(100)] == [None] * 100
@@ -411,7 +399,7 @@ def test_through_the_server(tmp_path: Path, issuer: Issuer, old: Key, new: Key) 
         assert refused.headers["Content-Type"] == "application/problem+json"
         assert int(refused.headers["Retry-After"]) >= 1
         issuer.publish(old)
-        assert eventually(lambda: call(server, old).status_code == 200, 5)
+        eventually(lambda: call(server, old).status_code == 200, 5)
         assert issuer.asked.startswith(b"GET /api/auth/jwks?apikey=secret9 HTTP/1.1\r\n")
         asked = issuer.requests
         issuer.hang()
