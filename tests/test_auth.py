@@ -670,13 +670,6 @@ def test_the_command_prints_a_token_that_works(tmp_path: Path, by_secret: Server
     assert found["exp"] - found["iat"] == 2 * 86400
 
 
-def test_the_command_says_why_it_cannot(tmp_path: Path) -> None:
-    for options in ({}, {"JWT_JWKS_URL": "https://issuer.example"}):
-        result = run_command(tmp_path, "token", "ann", **options)
-        assert result.exit_code == 1
-        assert "JWT_SECRET is not set" in result.stderr
-
-
 def test_no_token_is_in_the_log(by_secret: Server) -> None:
     token = hs256(claims())
     call(by_secret, token)
