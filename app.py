@@ -13,7 +13,7 @@ import auth
 import cli
 import models
 import resources
-from database import ForeignTable, Postgres, Sqlite, TaskDatabase
+from database import Postgres, Sqlite, TaskDatabase
 from server import configure_logging, log_warnings
 from settings import VERSION, Settings, process_settings
 from web import Api, Application, allow_origins, create_docs
@@ -84,26 +84,23 @@ def open_database(settings: Settings) -> TaskDatabase:
     return Postgres(settings.database_url, settings.database_schema, settings.threads)
 
 
-def start(app: Flask) -> str:
+def start(app: Flask) -> None:
     """Do what precedes the first request: fetch the keys, migrate, and begin to purge.
 
     Each worker calls it, never a process that forks: SQLite's locks would not hold in both. Without
-    it, the first request fetches and migrates. Returns why the server must not run, or "".
+    it, the first request fetches and migrates. Raises ForeignTable: the server must not run.
     """
     auth.fetch_keys(app.extensions["auth"])
     try:
         app.extensions["database"].await_schema()
     except ServiceUnavailable:
         log.warning("started without the database; a later request brings its schema up to date")
-    except ForeignTable as error:
-        return str(error)
     if trash_days := app.config["TRASH_DAYS"]:
         purging = threading.Thread(target=purge_daily, args=(app, trash_days), daemon=True)
         try:
             purging.start()
         except RuntimeError as error:
             log.warning("nothing will be purged from the trash until a restart: %s", error)
-    return ""
 
 
 def purge_daily(app: Flask, days: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from app import start
+from database import ForeignTable
 from server import ServerLogger, Worker, log_warnings, logging_config, startup_summary
 from settings import MAX_REQUEST_LINE, VERSION, process_settings
 
@@ -82,10 +83,12 @@ def post_worker_init(worker: Any) -> None:
     Before the worker sets its own signal handlers, it has the master's. These only put a signal
     into a queue that no worker reads, and the worker would run until it is killed.
     """
-    refusal = start(worker.wsgi)
-    if refusal and worker.age == 1:  # If two workers stop the start, Gunicorn logs a traceback.
-        worker.log.critical(refusal)
-        sys.exit(Arbiter.APP_LOAD_ERROR)
+    try:
+        start(worker.wsgi)
+    except ForeignTable as error:
+        if worker.age == 1:  # If two workers stop the start, Gunicorn logs a traceback.
+            worker.log.critical(error)
+            sys.exit(Arbiter.APP_LOAD_ERROR)
     while not worker.inherited_signals.empty():
         if worker.inherited_signals.get() in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}:
             worker.handle_exit(signal.SIGTERM, None)

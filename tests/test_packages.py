@@ -25,7 +25,7 @@ IMPORTS = {
     "schemas": {"lists", "models", "web"},
     "lists": {"database", "models"},
     "models": {"database"},
-    "gunicorn.conf": {"app", "server", "settings"},
+    "gunicorn.conf": {"app", "database", "server", "settings"},
     "settings": set(),
     "auth": {"settings"},
     "database": set(),
