@@ -273,7 +273,7 @@ def test_a_connection_that_is_kept_is_kept(
         else:
             chunk = b"%x\r\n%b\r\n" % (size // 4, body[: size // 4])
             sent = request + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 4 + b"0\r\n\r\n"
-        with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        with socket.create_connection(server.address, timeout=5) as connection:
             for _ in range(10):
                 connection.sendall(sent)
                 status, headers, _ = read(connection)
@@ -286,7 +286,7 @@ def test_a_body_without_a_length_does_not_spoil_the_next_request(
 ) -> None:
     """Node.js sends the body of a DELETE in this way."""
     delete = b"DELETE /api/ann/tasks/completed/clear HTTP/1.1\r\nHost: x\r\n\r\n"
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         connection.sendall(delete + body)
         status, headers, _ = read(connection)
         assert (status, headers["connection"]) == (200, "close")
@@ -295,7 +295,7 @@ def test_a_body_without_a_length_does_not_spoil_the_next_request(
 
 def test_requests_that_come_before_their_turn_are_answered(server: Server) -> None:
     get = GET_TASKS + b"\r\n"
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         for rest in range(len(get)):
             connection.sendall(get + b"\r\n" + get + get[:rest])
             time.sleep(0.001)
@@ -309,7 +309,7 @@ def test_requests_that_come_before_their_turn_are_answered(server: Server) -> No
     "fields", [b"Close", b"TE, close", b"close,TE", b"keep-alive\r\nConnection: x,\tclose"]
 )
 def test_a_client_that_will_close_is_not_waited_for(server: Server, fields: bytes) -> None:
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         connection.sendall(GET_TASKS + b"Connection: " + fields + b"\r\n\r\n")
         status, headers, _ = read(connection)
         assert (status, headers["connection"]) == (200, "close")
@@ -321,7 +321,7 @@ def test_an_empty_line_after_a_request_does_not_end_the_connection(tmp_path: Pat
     body = HEAD + b'Content-Length: 14\r\n\r\n{"title": "x"}'
     with (
         Server(tmp_path, app=HASTY) as server,
-        closing(socket.create_connection(server.address, timeout=5)) as connection,
+        socket.create_connection(server.address, timeout=5) as connection,
     ):
         for first, later in ((b"\r\n", b""), (b"", b"\r\n"), (b"\r\n", b"\r\n\r\n")):
             connection.sendall(body + first)
@@ -346,7 +346,7 @@ def test_a_request_that_is_cut_changes_nothing(
         target = f"/api/{user.name}/tasks{path.format(task['id'])}"
         sent = f"{method} {target} HTTP/1.1\r\nHost: x\r\n".encode() + cut
         if leaves:
-            with closing(socket.create_connection(server.address)) as connection:
+            with socket.create_connection(server.address) as connection:
                 connection.sendall(sent)
             time.sleep(0.2)
         else:
@@ -362,7 +362,7 @@ def test_a_trailer_of_any_size_leaves_the_connection_as_its_answer_says(
 ) -> None:
     request = b"DELETE /api/ann/tasks/completed/clear HTTP/1.1\r\nHost: x\r\n" + CHUNKS
     request += b"0\r\nX: " + b"x" * size + b"\r\n\r\n"
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         connection.sendall(request + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         status, headers, _ = read(connection)
         if headers["connection"] == "keep-alive":
@@ -375,7 +375,7 @@ def test_a_trailer_of_any_size_leaves_the_connection_as_its_answer_says(
 @pytest.mark.parametrize("size", [131_073, 3_000_000])
 def test_what_is_too_large_is_told_so(server: Server, size: int) -> None:
     """The client can read its 413 after it has sent everything, and knows that it must close."""
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % size)
         for _ in range(size // 10_000):
             connection.sendall(b" " * 10_000)
@@ -394,7 +394,7 @@ def test_requests_in_any_pieces(server: Server) -> None:
     sent = HEAD + length + GET_TASKS + b"\r\n" + HEAD + chunks
     sent += b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     for size in (1, 7, 100, len(sent)):
-        with closing(socket.create_connection(server.address, timeout=5)) as connection:
+        with socket.create_connection(server.address, timeout=5) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for start in range(0, len(sent), size):
                 connection.sendall(sent[start : start + size])
@@ -404,7 +404,7 @@ def test_requests_in_any_pieces(server: Server) -> None:
 
 def test_a_client_that_asks_before_it_sends_a_body(server: Server) -> None:
     expects = HEAD + b"Expect: 100-Continue\r\n"
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         for _ in range(2):
             connection.sendall(expects + b"Content-Length: 14\r\n\r\n")
             assert read(connection) == (100, {}, b"")
@@ -425,7 +425,7 @@ def test_a_client_that_asks_before_it_sends_a_body(server: Server) -> None:
 def test_a_length_with_zeros_in_front_is_a_length(server: Server) -> None:
     """A body that is taken for the next request would be a request of somebody else."""
     body = b'{"title": "x"}'
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         for _ in range(2):
             connection.sendall(HEAD + b"Content-Length: " + b"0" * 30 + b"14\r\n\r\n")
             time.sleep(0.1)
@@ -450,7 +450,7 @@ def test_a_connection_is_kept_after_odd_chunks_or_says_that_it_is_not(
     server: Server, body: bytes
 ) -> None:
     delete = b"DELETE /api/ann/tasks/completed/clear HTTP/1.1\r\nHost: x\r\n"
-    with closing(socket.create_connection(server.address, timeout=5)) as connection:
+    with socket.create_connection(server.address, timeout=5) as connection:
         connection.sendall(delete + b"Transfer-Encoding: chunked\r\n\r\n" + body[:8])
         time.sleep(0.1)
         connection.sendall(body[8:] + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -485,7 +485,7 @@ def test_a_client_that_never_waits_for_answers_fills_no_memory(
     pieces = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
     with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
         before = memory(server)
-        with closing(socket.create_connection(server.address, timeout=30)) as connection:
+        with socket.create_connection(server.address, timeout=30) as connection:
 
             def send_all() -> None:
                 with suppress(ConnectionError):  # The shutdown ends it.
@@ -511,7 +511,7 @@ def test_idle_connections_give_way_to_requests(server: Server) -> None:
         time.sleep(2)  # All are answered.
         late = [socket.create_connection(server.address, timeout=5) for _ in range(40)]
         for connection in late:
-            stack.enter_context(closing(connection))
+            stack.enter_context(connection)
             connection.sendall(HEAD + b"Content-Length: 14\r\n\r\n")
         time.sleep(0.5)
         for connection in late:
@@ -561,7 +561,7 @@ def test_many_small_chunks_are_read_quickly(server: Server) -> None:
     body = b'{"title": "x"}' + b" " * (131_072 - 14)
     sent = CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     before = computed(server)
-    with closing(socket.create_connection(server.address, timeout=20)) as connection:
+    with socket.create_connection(server.address, timeout=20) as connection:
         connection.sendall(sent)
         status, _, _ = read(connection)
     assert status == 201
@@ -573,7 +573,7 @@ def test_a_slow_download_is_whole(server: Server) -> None:
         for _ in range(60):
             user.create(description="x" * 5000)
         expected = user.get("/tasks").content
-    with closing(socket.socket()) as connection:
+    with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(server.address)
         connection.settimeout(5)
@@ -631,7 +631,7 @@ def test_a_socket_in_a_folder(tmp_path: Path, cluster: Cluster, database: str) -
     path = tmp_path / "socket"
     url = cluster.url(database)
     server = Server(tmp_path, "-b", f"unix:{path}", DATABASE_URL=url)
-    with server, closing(socket.socket(socket.AF_UNIX)) as connection:
+    with server, socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)
         connection.connect(str(path))
         connection.sendall(GET_TASKS + b"\r\n" + GET_TASKS + b"Connection: close\r\n\r\n")

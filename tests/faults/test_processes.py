@@ -94,7 +94,7 @@ def is_refused(address: tuple[str, int]) -> bool:
 def test_the_port_is_free_soon_after_the_master_was_killed(server: Server) -> None:
     """Although a client is still there: a new server could not listen."""
     address = server.address
-    with closing(socket.create_connection(address)):
+    with socket.create_connection(address):
         server.process.kill()
         eventually(lambda: is_refused(address), 4)
 
@@ -168,7 +168,7 @@ def test_a_stop_without_a_file_descriptor_left(tmp_path: Path) -> None:
         hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (most, hard))
         for _ in range(5):
-            stack.enter_context(closing(socket.create_connection(server.address)))
+            stack.enter_context(socket.create_connection(server.address))
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(7) == 0
     assert "Worker exiting" in server.log_file.read_text()

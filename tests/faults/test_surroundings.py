@@ -267,7 +267,7 @@ def silent_resolver(tmp_path: Path) -> Iterator[tuple[list[str], socket.socket]]
     """A command that runs another one where the only resolver never answers, and its socket."""
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("a resolver cannot be replaced here")
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as resolver:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
         address = f"127.53.{randrange(256)}.{randrange(256)}"  # Another run may have its own.
         resolver.bind((address, 53))
         configuration = tmp_path / "resolv.conf"
@@ -519,7 +519,7 @@ def test_a_connection_that_is_gone_is_noticed_within_six_seconds(
 ) -> None:
     """What the kernel was told; no network of these tests loses packets before the kernel."""
     postgres = Postgres(cluster.url(database), "public", threads=20)
-    with closing(socket.socket(fileno=os.dup(postgres.connection().fileno()))) as connection:
+    with socket.socket(fileno=os.dup(postgres.connection().fileno())) as connection:
         idle, interval, count = (
             connection.getsockopt(socket.IPPROTO_TCP, option)
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
