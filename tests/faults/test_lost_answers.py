@@ -75,15 +75,12 @@ def test_an_answer_that_is_lost(
     with User(server, f"ann-{uuid4()}") as user:
         created = user.post("/tasks", json={"title": "old"})
         task = created.json()
-        network.lost = 0
-        network.lose = lambda asked: network.lost < times and statement in asked
         headers = {"If-Match": created.headers["ETag"]} if tagged and method != "GET" else {}
         path = "/tasks" + suffix.format(task["id"])
-        answer = user.request(method, path, json=body, headers=headers)
-        network.lose = lambda _: False
+        with network.losing(statement, times):
+            answer = user.request(method, path, json=body, headers=headers)
         tasks, trash = user.tasks(), user.trash()
-    print(f"\n{method} {suffix}: {network.lost} answers lost, then {answer.status_code}")
-    assert network.lost == times
+    print(f"{method} {suffix}: {answer.status_code}")
     assert answer.status_code == status, answer.text
     if suffix.endswith("/restore"):
         assert tasks == [answer.json()] == [task]
@@ -117,12 +114,11 @@ def test_an_error_comes_instead_of_the_answer(
     network.instead = b"E%b%bZ\0\0\0\x05I" % ((4 + len(fields)).to_bytes(4), fields)
     with User(server, f"ann-{uuid4()}") as user:
         task = user.create()
-        network.lost = 0
-        network.lose = lambda asked: network.lost < times and b"UPDATE" in asked
-        answer = user.patch(f"/tasks/{task['id']}/complete")
-        network.lose, network.instead = lambda _: False, b""
+        with network.losing(b"UPDATE", times):
+            answer = user.patch(f"/tasks/{task['id']}/complete")
+        network.instead = b""
+        assert answer.status_code == 200
         assert user.task(task["id"])["completed"] is True
-    assert (network.lost, answer.status_code) == (times, 200)
 
 
 @pytest.mark.parametrize("body", [None, {"completed": False}], ids=["toggle", "set"])
@@ -131,11 +127,9 @@ def test_a_lost_answer_leaves_no_time_of_completion_behind(
 ) -> None:
     with User(server, f"ann-{uuid4()}") as user:
         task = user.create(completed=True)
-        network.lost = 0
-        network.lose = lambda asked: network.lost < 1 and b"UPDATE" in asked
-        undone = user.patch(f"/tasks/{task['id']}/complete", json=body).json()
-        network.lose = lambda _: False
-        assert (undone["completed"], undone["completed_at"], network.lost) == (False, None, 1)
+        with network.losing(b"UPDATE"):
+            undone = user.patch(f"/tasks/{task['id']}/complete", json=body).json()
+        assert (undone["completed"], undone["completed_at"]) == (False, None)
         assert user.tasks() == [undone]
 
 
@@ -146,10 +140,9 @@ def test_a_lost_answer_to_a_delete_of_nothing_with_a_tag_that_is_old(
         created = user.post("/tasks", json={"title": "old"})
         path = f"/tasks/{created.json()['id']}"
         user.patch(path, json={"title": "new"})
-        network.lost = 0
-        network.lose = lambda asked: network.lost < 1 and b"deleted_at" in asked
-        answer = user.delete(path, headers={"If-Match": created.headers["ETag"]})
-        assert (answer.status_code, network.lost) == (412, 1)
+        with network.losing(b"deleted_at"):
+            answer = user.delete(path, headers={"If-Match": created.headers["ETag"]})
+        assert answer.status_code == 412
         assert user.get(path).status_code == 200
 
 
@@ -162,12 +155,8 @@ def test_a_lost_answer_to_a_clear_counts_the_same_tasks(
         user.to_trash("deleted before", completed=True)
         kept, before = user.create("open"), user.trash()
         done = {user.create(f"{number}", completed=True)["id"] for number in range(5)}
-        network.lost = 0
-        network.lose = lambda asked: network.lost < times and b"UPDATE" in asked
-        answer = user.delete("/tasks/completed/clear")
-        network.lose = lambda _: False
-        print(f"\nclear: {network.lost} answers lost, then {answer.status_code} {answer.text}")
-        assert network.lost == times
+        with network.losing(b"UPDATE", times):
+            answer = user.delete("/tasks/completed/clear")
         assert (answer.status_code, answer.json()["deleted"]) == (200, 5)
         found = user.trash()
         assert user.tasks() == [kept]
@@ -183,16 +172,12 @@ def test_the_time_of_deletion_is_that_of_the_try_that_succeeded(
         task = user.create(completed=True)
         seen = []
 
-        def lose(asked: bytes) -> bool:
-            if network.lost or b"UPDATE" not in asked:
-                return False
+        def look() -> None:
             sql = f"SELECT deleted_at FROM task WHERE id = '{task['id']}'"
             seen.append(change_by_hand(database, sql)[0][0])
-            return True
 
-        network.lost, network.lose = 0, lose
-        assert user.delete(path.format(task["id"])).status_code == 200
-        network.lose = lambda _: False
+        with network.losing(b"UPDATE", meanwhile=look):
+            assert user.delete(path.format(task["id"])).status_code == 200
         (found,) = user.trash()
     assert [datetime.fromisoformat(found["deleted_at"])] == seen
 
@@ -242,9 +227,7 @@ def test_an_answer_that_is_lost_while_others_write(
         if suffix.endswith("restore"):
             user.delete(path)
 
-        def lose(asked: bytes) -> bool:
-            if network.lost or b"UPDATE" not in asked:
-                return False
+        def write() -> None:
             # All but the last one change nothing that is looked at.
             for number in range(others - 1):
                 task = other.patch(path, json={"description": f"{number}"})
@@ -254,15 +237,13 @@ def test_an_answer_that_is_lost_while_others_write(
                 other_method, "/tasks" + other_suffix.format(path[7:]), json=other_body
             )
             assert changed.status_code == 200, changed.text
-            return True
 
-        network.lost, network.lose = 0, lose
         headers = {"If-Match": created.headers["ETag"]} if tagged else {}
-        answer = user.request(
-            method, "/tasks" + suffix.format(path[7:]), json=body, headers=headers
-        )
-        network.lose = lambda _: False
-        assert (answer.status_code, network.lost) == (200, 1), answer.text
+        with network.losing(b"UPDATE", meanwhile=write):
+            answer = user.request(
+                method, "/tasks" + suffix.format(path[7:]), json=body, headers=headers
+            )
+        assert answer.status_code == 200, answer.text
         tasks, trash = other.tasks(), other.trash()
     if expected is None:
         assert (len(tasks), len(trash)) == (0, 1)
@@ -278,17 +259,13 @@ def test_a_lost_answer_to_a_create_while_another_writes(
     """It is a 201, as it would have been, with the task as it is now."""
     with User(server, f"ann-{uuid4()}") as user, User(neighbor, user.name) as other:
 
-        def lose(asked: bytes) -> bool:
-            if network.lost or b"INSERT" not in asked:
-                return False
+        def write() -> None:
             (task,) = other.tasks()
             assert other.patch(f"/tasks/{task['id']}/complete").status_code == 200
-            return True
 
-        network.lost, network.lose = 0, lose
-        answer = user.post("/tasks", json={"title": "new"}, headers={"Idempotency-Key": "1"})
-        network.lose = lambda _: False
-        assert (answer.status_code, network.lost) == (201, 1)
+        with network.losing(b"INSERT", meanwhile=write):
+            answer = user.post("/tasks", json={"title": "new"}, headers={"Idempotency-Key": "1"})
+        assert answer.status_code == 201
         assert "Idempotent-Replayed" not in answer.headers
         assert other.tasks() == [answer.json()]
 
@@ -301,18 +278,14 @@ def test_a_lost_answer_to_a_clear_while_another_restores(
         done = [user.create(f"{number}", completed=True)["id"] for number in range(5)]
         late = user.create("late")["id"]
 
-        def lose(asked: bytes) -> bool:
-            if network.lost or b"UPDATE" not in asked:
-                return False
+        def write() -> None:
             for task in done[:2]:
                 assert other.post(f"/tasks/{task}/restore").status_code == 200
             assert other.patch(f"/tasks/{late}/complete").status_code == 200
-            return True
 
-        network.lost, network.lose = 0, lose
-        answer = user.delete("/tasks/completed/clear")
-        network.lose = lambda _: False
-        assert (answer.status_code, answer.json()["deleted"], network.lost) == (200, 5, 1)
+        with network.losing(b"UPDATE", meanwhile=write):
+            answer = user.delete("/tasks/completed/clear")
+        assert (answer.status_code, answer.json()["deleted"]) == (200, 5)
         assert [task["id"] for task in other.tasks()] == [*done[:2], late]
 
 

@@ -5,8 +5,8 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -63,6 +63,24 @@ class Network:
     @property
     def connections(self) -> int:
         return len(self._pairs)
+
+    @contextmanager
+    def losing(
+        self, statement: bytes, times: int = 1, meanwhile: Callable[[], object] = lambda: None
+    ) -> Iterator[None]:
+        """Lose the first answers to a `statement`, each after `meanwhile`. Fails if fewer come."""
+
+        def lose(asked: bytes) -> bool:
+            if self.lost == times or statement not in asked:
+                return False
+            meanwhile()
+            return True
+
+        self.lost, self.lose = 0, lose
+        yield
+        self.lose = lambda _: False
+        print(f"\n{self.lost} answers lost")
+        assert self.lost == times
 
     def forget(self) -> None:
         """Swallow what is sent over the connections there are, as a router that lost its state."""
