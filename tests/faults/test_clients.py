@@ -319,15 +319,18 @@ def test_a_client_that_will_close_is_not_waited_for(server: Server, fields: byte
 def test_an_empty_line_after_a_request_does_not_end_the_connection(tmp_path: Path) -> None:
     """Neither one that comes with the request nor one that comes later, nor both."""
     body = HEAD + b'Content-Length: 14\r\n\r\n{"title": "x"}'
-    with (
-        Server(tmp_path, app=HASTY) as server,
-        socket.create_connection(server.address, timeout=5) as connection,
-    ):
+    with Server(tmp_path, app=HASTY) as server, ExitStack() as stack:
+        connections = []
         for first, later in ((b"\r\n", b""), (b"", b"\r\n"), (b"\r\n", b"\r\n\r\n")):
+            connection = stack.enter_context(socket.create_connection(server.address, timeout=5))
             connection.sendall(body + first)
             assert read(connection)[0] == 201
             connection.sendall(later)
-            time.sleep(4)  # Longer than a request has time to arrive.
+            connections.append(connection)
+        time.sleep(4)  # Longer than a request has time to arrive.
+        for connection in connections:
+            connection.sendall(body)
+            assert read(connection)[0] == 201
 
 
 @pytest.mark.parametrize("cut", [b"Content-Length: 10\r\n\r\nabc", CHUNKS + b"ff\r\nabc"])
