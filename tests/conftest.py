@@ -101,6 +101,14 @@ def database_url(request: pytest.FixtureRequest, folder: Path) -> str:
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def own_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database for one test."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'own.db'}"
+    return new_database(request.getfixturevalue("postgres"))
+
+
 @pytest.fixture(scope="session")
 def server(database_url: str, folder: Path) -> Iterator[Server]:
     place = folder / f"server-{database_url.rpartition('/')[2]}"

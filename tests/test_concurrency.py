@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
-from support.server import FIELDS, Server, User, fill, new_database
+from support.server import FIELDS, Server, User, fill
 
 from lists import UNMEASURED_TASKS
 
@@ -277,16 +277,11 @@ def test_a_crowd_loses_nothing(user: User) -> None:
     assert seen.total() == 100 * 20
 
 
-def test_servers_that_start_together_make_one_schema(
-    tmp_path: Path, database_url: str, postgres: str
-) -> None:
-    url = f"sqlite:///{tmp_path}/tasks.db"
-    if database_url == postgres:
-        url = new_database(postgres)
+def test_servers_that_start_together_make_one_schema(tmp_path: Path, own_url: str) -> None:
     folders = [tmp_path / f"{number}" for number in range(6)]
     for folder in folders:
         folder.mkdir()
-    servers = [Server(folder, DATABASE_URL=url) for folder in folders]
+    servers = [Server(folder, DATABASE_URL=own_url) for folder in folders]
     with ExitStack() as stack:
         for server in servers:
             stack.enter_context(server)

@@ -12,7 +12,6 @@ from support.server import (
     change_by_hand,
     insert_by_hand,
     make_schema_of,
-    new_database,
     refusal,
 )
 
@@ -414,16 +413,13 @@ def test_the_longest_legal_body_is_taken(user: User) -> None:
 
 
 @pytest.fixture
-def old_database(tmp_path: Path, database_url: str, postgres: str) -> str:
+def old_database(tmp_path: Path, own_url: str) -> str:
     """A database of the user ann whose two tasks have none of the fields."""
-    url = f"sqlite:///{tmp_path}/tasks.db"
-    if database_url.startswith("postgresql:"):
-        url = new_database(postgres)
     (tmp_path / "old").mkdir()
-    make_schema_of(["0001_task", "0002_dotted_i"], tmp_path / "old", url)
+    make_schema_of(["0001_task", "0002_dotted_i"], tmp_path / "old", own_url)
     for completed in (True, False):
-        insert_by_hand(url, "ann", "Old", completed=completed)
-    return url
+        insert_by_hand(own_url, "ann", "Old", completed=completed)
+    return own_url
 
 
 def test_tasks_from_before_the_fields_have_them_too(tmp_path: Path, old_database: str) -> None:

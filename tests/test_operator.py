@@ -81,17 +81,6 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InTerminal]:
         yield server
 
 
-@pytest.fixture
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty one."""
-    if request.param == "postgres":
-        return new_database(request.getfixturevalue("postgres"))
-    return f"sqlite:///{tmp_path / 'own.db'}"
-
-
-each_database = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
-
-
 def flask(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment |= {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
     return run_to_its_end(folder, "flask", "--app", "app", *arguments, **environment)
@@ -197,10 +186,9 @@ def test_the_start_does_not_show_the_secret_of_the_tokens(tmp_path: Path) -> Non
     assert "sesame" not in server.log_file.read_text()
 
 
-@each_database
-def test_migrate_says_what_it_did(tmp_path: Path, database_url: str) -> None:
+def test_migrate_says_what_it_did(tmp_path: Path, own_url: str) -> None:
     for said in (APPLIED, "nothing to do\n"):
-        result = run_command(tmp_path, "migrate", DATABASE_URL=database_url)
+        result = run_command(tmp_path, "migrate", DATABASE_URL=own_url)
         assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
 
 
@@ -219,13 +207,12 @@ def schema_lock(database_url: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@each_database
 def test_migrate_waits_for_a_server_that_makes_the_schema_however_long(
-    tmp_path: Path, database_url: str
+    tmp_path: Path, own_url: str
 ) -> None:
     with ThreadPoolExecutor() as pool:
-        with schema_lock(database_url):
-            command = pool.submit(flask, tmp_path, "migrate", DATABASE_URL=database_url)
+        with schema_lock(own_url):
+            command = pool.submit(flask, tmp_path, "migrate", DATABASE_URL=own_url)
             with pytest.raises(TimeoutError):
                 command.result(10)
         assert command.result(5).stdout == APPLIED
@@ -274,16 +261,15 @@ def test_after_a_migration_by_hand_the_service_needs_no_right_to_make_tables(
         assert len(ann.tasks()) == 1
 
 
-@each_database
-def test_the_commands_are_named_and_need_no_database(tmp_path: Path, database_url: str) -> None:
-    result = run_command(tmp_path, "--help", DATABASE_URL=database_url)
+def test_the_commands_are_named_and_need_no_database(tmp_path: Path, own_url: str) -> None:
+    result = run_command(tmp_path, "--help", DATABASE_URL=own_url)
     assert result.stderr == ""
     assert "migrate  Bring the database's schema up to date" in result.stdout
     assert "token    Print a token for USER, signed with JWT_SECRET." in result.stdout
-    options = {"JWT_SECRET": "s" * 32, "DATABASE_URL": database_url}
+    options = {"JWT_SECRET": "s" * 32, "DATABASE_URL": own_url}
     token = run_command(tmp_path, "token", "ann", **options)
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token.stdout) and token.stderr == ""
-    assert flask(tmp_path, "migrate", DATABASE_URL=database_url).stdout == APPLIED
+    assert flask(tmp_path, "migrate", DATABASE_URL=own_url).stdout == APPLIED
 
 
 @pytest.mark.parametrize("days", ["1e7", "36501", "-1", "nan", "inf"])
@@ -411,20 +397,17 @@ def test_a_wrong_setting_stops_a_command_with_one_line(
     assert "Traceback" not in result.stderr and len(lines) == 1
 
 
-@each_database
 def test_a_database_of_before_finds_the_dotted_and_the_dotless_i(
-    tmp_path: Path, database_url: str
+    tmp_path: Path, own_url: str
 ) -> None:
     """As the first migration alone made it, with what was folded without a care for them."""
     before, new = tmp_path / "before", tmp_path / "new"
     before.mkdir()
     new.mkdir()
-    make_schema_of(["0001_task"], before, database_url)
+    make_schema_of(["0001_task"], before, own_url)
     for text in ("İstanbul", "IŞIK ışık", "Izmir", "i\u0307 İ"):
-        insert_by_hand(
-            database_url, "ann", text, description=text, description_folded=text.casefold()
-        )
-    with Server(new, DATABASE_URL=database_url) as server, User(server, "ann") as ann:
+        insert_by_hand(own_url, "ann", text, description=text, description_folded=text.casefold())
+    with Server(new, DATABASE_URL=own_url) as server, User(server, "ann") as ann:
         found = {
             search: [task["title"] for task in ann.tasks(search=search)]
             for search in ("istan", "ışı", "IZ", "\u0307 i")
@@ -440,27 +423,24 @@ def test_a_database_of_before_finds_the_dotted_and_the_dotless_i(
     assert "applied the migration 0002_dotted_i" in server.log_file.read_text()
 
 
-@each_database
-def test_the_trash_comes_to_a_table_without_touching_its_rows(
-    tmp_path: Path, database_url: str
-) -> None:
+def test_the_trash_comes_to_a_table_without_touching_its_rows(tmp_path: Path, own_url: str) -> None:
     before, new = tmp_path / "before", tmp_path / "new"
     before.mkdir()
     new.mkdir()
-    make_schema_of([name for name in MIGRATIONS if name < "0004"], before, database_url)
+    make_schema_of([name for name in MIGRATIONS if name < "0004"], before, own_url)
     for title in "abc":
-        insert_by_hand(database_url, "ann", title)
-    is_postgres = database_url.startswith("postgresql:")
+        insert_by_hand(own_url, "ann", title)
+    is_postgres = own_url.startswith("postgresql:")
     place = "ctid::text, xmin::text, pg_relation_filenode('task')" if is_postgres else "''"
     rows = f"SELECT {place}, id, title, revision, updated_at FROM task ORDER BY title"
-    untouched = change_by_hand(database_url, rows)
-    with Server(new, DATABASE_URL=database_url) as server, User(server, "ann") as ann:
+    untouched = change_by_hand(own_url, rows)
+    with Server(new, DATABASE_URL=own_url) as server, User(server, "ann") as ann:
         a, b, _ = sorted(ann.tasks(), key=lambda task: task["title"])
-        assert change_by_hand(database_url, rows) == untouched
+        assert change_by_hand(own_url, rows) == untouched
         ann.delete(f"/tasks/{b['id']}")
         # What version 1.0 still writes during a deploy.
-        insert_by_hand(database_url, "ann", "d")
-        change_by_hand(database_url, f"DELETE FROM task WHERE id = '{a['id']}'")
+        insert_by_hand(own_url, "ann", "d")
+        change_by_hand(own_url, f"DELETE FROM task WHERE id = '{a['id']}'")
         assert {task["title"] for task in ann.tasks()} == {"c", "d"}
         assert ann.post(f"/tasks/{b['id']}/restore").json() == b
     assert "applied the migration 0004_trash" in server.log_file.read_text()

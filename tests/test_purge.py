@@ -15,24 +15,21 @@ import psycopg2
 import pytest
 from support.commands import run_command
 from support.network import Network, eventually
-from support.server import Server, User, change_by_hand, fill, insert_by_hand, new_database
+from support.server import Server, User, change_by_hand, fill, insert_by_hand
 
 from testbed.cluster import PASSWORD
 
 LIMIT = 1000  # The most tasks that one statement removes.
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database of its own, with the tables."""
-    url = f"sqlite:///{tmp_path / 'own.db'}"
-    if request.param == "postgres":
-        url = new_database(request.getfixturevalue("postgres"))
-    assert run_command(tmp_path, "migrate", DATABASE_URL=url).exit_code == 0
-    return url
+@pytest.fixture
+def database_url(own_url: str, tmp_path: Path) -> str:
+    """It has the tables."""
+    assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
+    return own_url
 
 
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+on_postgres = pytest.mark.parametrize("own_url", ["postgres"], indirect=True)
 
 
 def days_ago(days: float) -> str:

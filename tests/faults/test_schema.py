@@ -41,14 +41,6 @@ def up(migrator, db):
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/tasks.db"
-    cluster: Cluster = request.getfixturevalue("cluster")
-    return cluster.url(request.getfixturevalue("database"))
-
-
 def with_a_slow_migration(folder: Path) -> str:
     """The application in `folder`, with one migration more, which takes 10 seconds."""
     migrations = folder / "migrations"
@@ -64,10 +56,11 @@ def with_a_slow_migration(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_migration_of_10_seconds_runs_once_to_its_end(tmp_path: Path, url: str) -> None:
+def test_a_migration_of_10_seconds_runs_once_to_its_end(tmp_path: Path, own_url: str) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     servers = [
-        Server(folder, app=with_a_slow_migration(folder), DATABASE_URL=url) for folder in folders
+        Server(folder, app=with_a_slow_migration(folder), DATABASE_URL=own_url)
+        for folder in folders
     ]
     details, healths, done = Counter[str](), [], threading.Event()
 
@@ -180,22 +173,21 @@ def test_a_migration_whose_connection_is_forgotten_by_a_router(
     print(f"\na migration whose connection is forgotten: ready after another {took:.1f} s")
 
 
-@pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
-def test_a_table_beside_the_migrations_of_another_program(tmp_path: Path, url: str) -> None:
+def test_a_table_beside_the_migrations_of_another_program(tmp_path: Path, own_url: str) -> None:
     """Peewee's own runner keeps its migrations in a table of the same name."""
-    change_by_hand(url, "CREATE TABLE task (id integer PRIMARY KEY, user_id text, title text)")
+    change_by_hand(own_url, "CREATE TABLE task (id integer PRIMARY KEY, user_id text, title text)")
     change_by_hand(
-        url,
+        own_url,
         "CREATE TABLE schema_migration"
         " (id integer PRIMARY KEY, name varchar(255), applied timestamp)",
     )
     change_by_hand(
-        url, "INSERT INTO schema_migration VALUES (1, '0001_users', '2026-01-01 00:00:00')"
+        own_url, "INSERT INTO schema_migration VALUES (1, '0001_users', '2026-01-01 00:00:00')"
     )
-    server = Server(tmp_path, DATABASE_URL=url)
+    server = Server(tmp_path, DATABASE_URL=own_url)
     assert server.process.wait(10) == 4
     assert "table `task`" in server.log_file.read_text()
-    assert change_by_hand(url, "SELECT name FROM schema_migration") == [("0001_users",)]
+    assert change_by_hand(own_url, "SELECT name FROM schema_migration") == [("0001_users",)]
 
 
 @pytest.mark.parametrize(
@@ -206,25 +198,27 @@ def test_a_table_beside_the_migrations_of_another_program(tmp_path: Path, url: s
     ],
 )
 def test_a_table_task_of_somebody_else_stops_the_start(
-    tmp_path: Path, url: str, table: str
+    tmp_path: Path, own_url: str, table: str
 ) -> None:
-    change_by_hand(url, table)
-    server = Server(tmp_path, DATABASE_URL=url)
+    change_by_hand(own_url, table)
+    server = Server(tmp_path, DATABASE_URL=own_url)
     assert server.process.wait(10) == 4
     (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
     assert "table `task`" in line
     change_by_hand(
-        url, "INSERT INTO task VALUES (1, 'x', true)" if "TABLE" in table else "SELECT 1"
+        own_url, "INSERT INTO task VALUES (1, 'x', true)" if "TABLE" in table else "SELECT 1"
     )
 
 
-def test_a_table_of_migrations_of_somebody_else_stops_the_start(tmp_path: Path, url: str) -> None:
-    change_by_hand(url, "CREATE TABLE schema_migration (version varchar(14) PRIMARY KEY)")
-    server = Server(tmp_path, DATABASE_URL=url)
+def test_a_table_of_migrations_of_somebody_else_stops_the_start(
+    tmp_path: Path, own_url: str
+) -> None:
+    change_by_hand(own_url, "CREATE TABLE schema_migration (version varchar(14) PRIMARY KEY)")
+    server = Server(tmp_path, DATABASE_URL=own_url)
     assert server.process.wait(10) == 4
     (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
     assert "table `schema_migration` of another program" in line
-    result = run_command(tmp_path, "migrate", DATABASE_URL=url)
+    result = run_command(tmp_path, "migrate", DATABASE_URL=own_url)
     assert (result.exit_code, result.stdout) == (1, "") and line in result.stderr
 
 
