@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from support.server import Server, User, fill, new_database
+from support.server import Server, User, fill
 
 from testbed.cluster import Cluster
 
@@ -65,14 +65,11 @@ def test_memory_is_flat(tmp_path: Path, cluster: Cluster, database: str) -> None
     assert max(sizes) < warm * 1.05
 
 
-@pytest.mark.parametrize("kind", ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_any_number_of_tags_costs_the_same_memory(
-    tmp_path: Path, kind: str, request: pytest.FixtureRequest
-) -> None:
-    url = f"sqlite:///{tmp_path}/tasks.db"
-    if kind == "postgres":
-        url = new_database(request.getfixturevalue("postgres"))
-    server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1", LOG_LEVEL="ERROR")
+@pytest.mark.parametrize(
+    "own_url", ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)], indirect=True
+)
+def test_any_number_of_tags_costs_the_same_memory(tmp_path: Path, own_url: str) -> None:
+    server = Server(tmp_path, DATABASE_URL=own_url, WEB_CONCURRENCY="1", LOG_LEVEL="ERROR")
     with server, User(server, "ann") as user:
         (worker,) = psutil.Process(server.process.pid).children()
         path = f"/api/ann/tasks/{user.create()['id']}"
@@ -91,7 +88,8 @@ def test_any_number_of_tags_costs_the_same_memory(
         for number in range(1, TAGS, 4):
             write(number)
         after = worker.memory_info().rss / 2**20
-    print(f"\n{kind}: 1 to {TAGS} tags in If-Match: {before:.1f} MB before, {after:.1f} MB after")
+    print(f"\n{own_url.partition(':')[0]}: 1 to {TAGS} tags in If-Match:", end="")
+    print(f" {before:.1f} MB before, {after:.1f} MB after")
     assert after < before + GROWTH_MB
 
 
@@ -127,7 +125,7 @@ def test_a_head_full_of_tags_costs_little_more_than_its_size(
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"),
+    ("own_url", "text"),
     [
         ("postgres", "control characters"),
         ("sqlite", "one emoji"),
@@ -137,17 +135,12 @@ def test_a_head_full_of_tags_costs_little_more_than_its_size(
             if pair not in {("postgres", "control characters"), ("sqlite", "one emoji")}
         ),
     ],
+    indirect=["own_url"],
 )
-def test_four_lists_of_10000_long_tasks_at_once(
-    tmp_path: Path, kind: str, text: str, request: pytest.FixtureRequest
-) -> None:
-    description = DESCRIPTIONS[text]
-    url = f"sqlite:///{tmp_path}/tasks.db"
-    if kind == "postgres":
-        url = new_database(request.getfixturevalue("postgres"))
-    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
-        user.create("x", description=description)
-        fill(url, "ann", 10_000)
+def test_four_lists_of_10000_long_tasks_at_once(tmp_path: Path, own_url: str, text: str) -> None:
+    with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as user:
+        user.create("x", description=DESCRIPTIONS[text])
+        fill(own_url, "ann", 10_000)
         processes = [psutil.Process(server.process.pid)]
         processes += processes[0].children()
         idle = sum(each.memory_info().rss for each in processes) / 2**20
@@ -164,7 +157,7 @@ def test_four_lists_of_10000_long_tasks_at_once(
             sizes = list(pool.map(lambda _: len(user.get("/tasks").content), range(12)))
         listing.set()
         watcher.join()
-    print(f"\n{kind}, {text}: pages of {max(sizes)} bytes", end="")
+    print(f"\n{own_url.partition(':')[0]}, {text}: pages of {max(sizes)} bytes", end="")
     print(f", {idle:.0f} MB before, {peak:.0f} MB at most")
     assert max(sizes) <= MOST_PAGE_BYTES
     assert peak <= MOST_MB
