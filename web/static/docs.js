@@ -6,48 +6,13 @@ const follow = () => document.documentElement.classList.toggle("dark-mode", dark
 dark.addEventListener("change", follow);
 follow();
 
-// The document has the parameters of a path once for all of its methods: Swagger UI puts them last.
-const PathFirst = ({ React }) => ({
-  wrapComponents: {
-    parameters: (Parameters) => (props) => {
-      const parameters = props.parameters.sortBy((parameter) => parameter.get("in") !== "path");
-      return React.createElement(Parameters, { ...props, parameters });
-    },
-  },
-});
-
 // What a path names is written once for all operations: the user of a token, a task that was created.
 const fillPath = ({ specActions, specSelectors }, name, value) => {
-  for (const operation of specSelectors.operations()) {
-    const item = specSelectors.specJson().getIn(["paths", operation.get("path")]);
-    const parameter = item.get("parameters")?.find((each) => each.get("name") === name);
-    if (parameter) {
-      specActions.changeParamByIdentity([operation.get("path"), operation.get("method")], parameter, value);
-      return;
-    }
-  }
+  const items = specSelectors.specJson().get("paths").valueSeq();
+  const parameters = items.flatMap((item) => item.get("parameters", []));
+  const parameter = parameters.find((each) => each.get("name") === name);
+  specActions.changeParamByIdentity([], parameter, value); // In each place, see below.
 };
-
-const OnePath = () => ({
-  statePlugins: {
-    spec: {
-      wrapActions: {
-        changeParamByIdentity: (change, { specSelectors }) => (place, parameter, ...value) => {
-          const operations = specSelectors.operations();
-          const all = operations.map((each) => [each.get("path"), each.get("method")]);
-          const places = parameter.get("in") === "path" ? all : [place];
-          places.forEach((each) => change(each, parameter, ...value));
-        },
-        setResponse: (set, system) => (path, method, response) => {
-          set(path, method, response);
-          if (response.status === 201) {
-            fillPath(system, "task_id", response.body.id);
-          }
-        },
-      },
-    },
-  },
-});
 
 // The user in a token (RFC 7519, section 4.1.2), or undefined if it is none that can be read.
 const userOf = (token) => {
@@ -67,7 +32,14 @@ const fillUser = (system) => {
   }
 };
 
-const UserOfToken = () => ({
+const OurForm = ({ React }) => ({
+  wrapComponents: {
+    // The document has the parameters of a path once for all of its methods: Swagger UI puts them last.
+    parameters: (Parameters) => (props) => {
+      const parameters = props.parameters.sortBy((parameter) => parameter.get("in") !== "path");
+      return React.createElement(Parameters, { ...props, parameters });
+    },
+  },
   statePlugins: {
     auth: {
       wrapActions: {
@@ -77,14 +49,21 @@ const UserOfToken = () => ({
         },
       },
     },
-  },
-});
-
-// Swagger UI would send each default; so the form shows it in words, and stays short and empty.
-const DefaultsInWords = () => ({
-  statePlugins: {
     spec: {
       wrapActions: {
+        changeParamByIdentity: (change, { specSelectors }) => (place, parameter, ...value) => {
+          const operations = specSelectors.operations();
+          const all = operations.map((each) => [each.get("path"), each.get("method")]);
+          const places = parameter.get("in") === "path" ? all : [place];
+          places.forEach((each) => change(each, parameter, ...value));
+        },
+        setResponse: (set, system) => (path, method, response) => {
+          set(path, method, response);
+          if (response.status === 201) {
+            fillPath(system, "task_id", response.body.id);
+          }
+        },
+        // Swagger UI would send each default; so the form shows it in words, and stays short and empty.
         updateJsonSpec: (update) => (document) => {
           const operations = Object.values(document.paths).flatMap(Object.values);
           for (const parameter of operations.flatMap((each) => each.parameters ?? [])) {
@@ -117,7 +96,7 @@ const ui = SwaggerUIBundle({
   displayRequestDuration: true,
   onComplete: () => fillUser(ui.getSystem()),
   persistAuthorization: canStore(),
-  plugins: [PathFirst, OnePath, UserOfToken, DefaultsInWords],
+  plugins: [OurForm],
   tryItOutEnabled: true,
   validatorUrl: null,
 });
