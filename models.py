@@ -183,8 +183,7 @@ IS_OWNED = Task.user_id == Parameter("user_id")
 IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
 NOT_DELETED = Task.deleted_at.is_null()
 # Whether a task is not deleted and has any revision, or an expected one.
-IS_EXPECTED = Parameter("is_any") | sql.is_one_of(Task.revision, "expected", "uuid")
-IS_CURRENT = NOT_DELETED & IS_EXPECTED
+IS_CURRENT = NOT_DELETED & (Parameter("is_any") | sql.is_one_of(Task.revision, "expected", "uuid"))
 # Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, 36 - MARK_LENGTH + 1)  # A revision has 36 characters.
 HAS_MARK = sql.contains(Task.recent_writes, MARK)
