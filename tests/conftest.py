@@ -13,8 +13,6 @@ from support.server import APPLIED, ROOT, Server, User, change_by_hand, new_data
 
 from testbed.cluster import FAST, Cluster
 
-# Where a token decides, before a database is asked.
-ON_ONE_DATABASE = {"test_auth.py"}
 # What a partitioned table must do, too.
 ON_PARTITIONS = {"create", "read", "list", "update", "delete", "complete", "once", "fields"}
 ON_PARTITIONS |= {"list_words", "list_model", "trash"}
@@ -39,7 +37,7 @@ def is_needless(item: pytest.Item) -> bool:
         return False
     if database == "partitions" and item.path.stem.removeprefix("test_") not in ON_PARTITIONS:
         return True
-    on_one = item.get_closest_marker("one_database") or item.path.name in ON_ONE_DATABASE
+    on_one = item.get_closest_marker("one_database")
     return bool(on_one) and not item.get_closest_marker("both_databases")
 
 
