@@ -141,12 +141,11 @@ def logging_config(level: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": TextFormatter if sys.stderr.isatty() else JsonFormatter}},
-        "filters": {"gunicorn": {"()": GunicornFilter}},
         "handlers": {"stderr": {"()": StderrHandler, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "tasks": {"level": level},
-            "gunicorn.error": {"handlers": ["stderr"], "filters": ["gunicorn"]},
+            "gunicorn.error": {"handlers": ["stderr"], "filters": [GunicornFilter()]},
             # `flask run` logs its address; its line for each request would contain the query.
             "werkzeug": {"propagate": False, "filters": [lambda record: not record.args]},
         },
