@@ -75,7 +75,6 @@ class Verifier:
                 options={
                     "require": ["exp", "sub"],
                     "verify_aud": bool(self.settings.jwt_audience),
-                    "enforce_minimum_key_length": True,
                 },
             )
             claims = decoded["payload"]
