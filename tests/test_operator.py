@@ -137,8 +137,7 @@ def test_a_terminal_shows_a_traceback_line_by_line(tmp_path: Path) -> None:
         "    return app.create_app()\n"
     )
     path = "/api/ann/tasks/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"
-    path_of_python = f"{ROOT}{os.pathsep}{tmp_path}"
-    with InTerminal(tmp_path, app="broken:create_app()", PYTHONPATH=path_of_python) as server:
+    with InTerminal(tmp_path, app="broken:create_app()") as server:
         id = requests.get(server.url + path).headers["X-Request-ID"][:8]
         request = server.line(f"GET {path} 500 ")
         assert re.fullmatch(rf"{TIME} info    GET {path} 500 \d+\.\d ms  {id}", request)

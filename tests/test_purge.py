@@ -356,10 +356,7 @@ def test_the_clock_of_a_server_does_not_make_a_task_old(tmp_path: Path, database
         "        return super().now(zone) + datetime.timedelta(31)\n"
         "datetime.datetime = Ahead\nfrom app import create_app\n"
     )
-    server = Server(
-        tmp_path, "--chdir", str(tmp_path), app="ahead:create_app()", DATABASE_URL=database_url
-    )
-    with server:
+    with Server(tmp_path, app="ahead:create_app()", DATABASE_URL=database_url) as server:
         eventually(lambda: purged(server) == 1, 5)
         assert titles(database_url) == ["young"]
 

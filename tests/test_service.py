@@ -86,8 +86,7 @@ def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
         "    models.get_task = lambda *_: 1 / 0\n"
         "    return app.create_app()\n"
     )
-    server = Server(tmp_path, "--chdir", str(tmp_path), app="broken:create_app()")
-    with server, User(server.wait(), "ann") as user:
+    with Server(tmp_path, app="broken:create_app()") as server, User(server, "ann") as user:
         path = "/tasks/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"
         response = user.get(path, headers={"Origin": "http://localhost:3000"})
         assert user.get("/tasks").status_code == 200
@@ -116,8 +115,7 @@ def test_applications_of_one_process_have_each_their_own_database(
         "    apps[0].wsgi_app = DispatcherMiddleware(apps[0].wsgi_app, inner)\n"
         "    return apps[0]\n"
     )
-    server = Server(tmp_path, "--chdir", str(tmp_path), app="several:create_app()")
-    with server, User(server.wait(), "ann") as user:
+    with Server(tmp_path, app="several:create_app()") as server, User(server, "ann") as user:
         bases = [f"{server.url}/{n}/api/ann/tasks" for n in range(4)]
         for _ in range(4):  # Whichever process and thread it meets.
             for base in bases:

@@ -379,7 +379,7 @@ def test_a_lost_connection_takes_the_idle_ones_with_it(
         "import app, gc\ngc.disable()\ncreate_app = app.create_app\n"
     )
     options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
-    server = Server(tmp_path, "--chdir", str(tmp_path), app="untidy:create_app()", **options)
+    server = Server(tmp_path, app="untidy:create_app()", **options)
     with server, User(server.wait(), "ann") as user:
         for _ in range(2):
             network.delay = 0.05

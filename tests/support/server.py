@@ -254,9 +254,7 @@ def make_schema_of(migrations: Sequence[str], folder: Path, database_url: str) -
         "import app, database.base\ncreate_app = app.create_app\n"
         f"database.base.MIGRATIONS = {str(folder / 'migrations')!r}\n"
     )
-    with Server(
-        folder, "--chdir", str(folder), app="old:create_app()", DATABASE_URL=database_url
-    ) as old:
+    with Server(folder, app="old:create_app()", DATABASE_URL=database_url) as old:
         assert requests.get(f"{old.url}/ready").status_code == 200
 
 
