@@ -9,7 +9,6 @@ from support.server import (
     FIELDS,
     Server,
     User,
-    change_by_hand,
     insert_by_hand,
     make_schema_of,
     refusal,
@@ -338,21 +337,6 @@ def test_a_task_that_is_created_completed_was_completed_then(user: User) -> None
     assert done["completed_at"] == done["created_at"] == done["updated_at"]
     assert open_["completed_at"] is None
     assert user.tasks() == [done, open_]
-
-
-@pytest.mark.parametrize(
-    ("suffix", "body"),
-    [("", {"completed": True}), ("/complete", {"completed": True}), ("/complete", {})],
-)
-def test_completed_at_follows_a_clock_that_is_ahead(
-    user: User, database_url: str, suffix: str, body: dict
-) -> None:
-    path = f"/tasks/{user.create()['id']}"
-    ahead = "2999-12-31T23:59:59.999999Z"
-    sql = f"UPDATE task SET updated_at = '{ahead}' WHERE user_id = '{user.name}'"
-    change_by_hand(database_url, sql)
-    task = user.patch(path + suffix, json=body).json()
-    assert task["completed_at"] == task["updated_at"] == "3000-01-01T00:00:00.000000Z"
 
 
 def test_the_servers_own_fields_cannot_be_set(user: User) -> None:
