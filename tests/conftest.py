@@ -12,6 +12,7 @@ from support.commands import run_command
 from support.server import APPLIED, ROOT, Server, User, change_by_hand, new_database
 
 from testbed.cluster import FAST, Cluster
+from testbed.issuer import Issuer
 
 # What a partitioned table must do, too.
 ON_PARTITIONS = {"create", "read", "list", "update", "delete", "complete", "once", "fields"}
@@ -123,6 +124,14 @@ def user(server: Server) -> Iterator[User]:
     with User(server, f"user-{uuid4()}") as user:
         yield user
     assert [line for line in server.log(start) if line["level"] in {"error", "critical"}] == []
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """It has no key yet."""
+    issuer = Issuer()
+    yield issuer
+    issuer.close()
 
 
 @pytest.fixture

@@ -40,13 +40,6 @@ def verifier(keys: dict[str, Key]) -> Iterator[Verifier]:
     issuer.close()
 
 
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer()
-    yield issuer
-    issuer.close()
-
-
 def new_verifier(issuer: Issuer) -> Verifier:
     verifier = create_verifier(Settings("", "", (), "", "", 0, 1, 5, jwt_jwks_url=issuer.url))
     assert verifier is not None

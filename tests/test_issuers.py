@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,13 +211,6 @@ def setting(cell: str) -> str:
     value = re.match("`([^`]*)`", cell)
     word = re.compile(rf"\b({'|'.join(WORDS)})\b")
     return word.sub(lambda found: WORDS[found[1]], value[1]) if value else ""
-
-
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer()
-    yield issuer
-    issuer.close()
 
 
 def test_the_table_has_a_row_for_each_service() -> None:

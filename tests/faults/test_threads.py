@@ -33,13 +33,6 @@ except RuntimeError:
 CAPABILITIES = "-all,+dac_override,+dac_read_search"
 
 
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer()
-    yield issuer
-    issuer.close()
-
-
 def limited_to(tasks: int) -> list[str]:
     """A command that runs another one as a user who may have so many processes and threads."""
     if os.geteuid() != 0 or not shutil.which("setpriv"):
