@@ -39,7 +39,7 @@ class Application(Flask):
         return super().wsgi_app(environ, log_request(environ, start_response))
 
     def ensure_sync(self, func: Any) -> Any:
-        """Return the view as it is: Flask would look for coroutines, in 2 % of a GET's CPU."""
+        """Return the view as it is. Flask would look for coroutines, which takes 2 % of a GET."""
         return func
 
 

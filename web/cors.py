@@ -25,36 +25,29 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
     failed, the browser would not send the request, and the page could not read the 404.
     """
     anyone = origins == ("*",)
-    answer = {"Access-Control-Expose-Headers": EXPOSED_HEADERS}
-    if not anyone:
-        answer["Access-Control-Allow-Credentials"] = "true"
-    preflight = answer | {
-        "Access-Control-Allow-Methods": METHODS,
-        "Access-Control-Allow-Headers": ALLOWED_HEADERS,
-        "Access-Control-Max-Age": MAX_AGE_S,
-    }
 
     @app.after_request
     def add_headers(response: Response) -> Response:
         if not f"{request.path}/".startswith("/api/"):
             return response
-        # If every origin is allowed, the response is the same for each: it needs no `Vary`.
         origin = "*" if anyone else request.headers.get("Origin", "")
-        # Not request.method, which is in upper case: `options` is a 405.
-        is_preflight = request.environ["REQUEST_METHOD"] == "OPTIONS"
-        # An app's own scheme can have letters of either case, such as the id of an extension.
-        is_allowed = origin.lower() in origins
-        if not anyone:
+        if not anyone:  # Otherwise the response is the same for every origin.
             response.headers.add("Vary", "Origin")
-        if is_allowed:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers.extend(preflight if is_preflight else answer)
-        if is_allowed and is_preflight:
+        # An app's own scheme can have letters of either case, such as the id of an extension.
+        if origin.lower() not in origins:
+            return response
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+        if not anyone:
+            response.headers["Access-Control-Allow-Credentials"] = "true"
+        # Not request.method, which is in upper case: `options` is a 405.
+        if request.environ["REQUEST_METHOD"] == "OPTIONS":
+            asked = request.headers.get("Access-Control-Request-Headers", "")
+            others = f", {asked}" if HEADER_NAMES.fullmatch(asked) else ""
+            response.headers["Access-Control-Allow-Methods"] = METHODS
+            response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS + others
+            response.headers["Access-Control-Max-Age"] = MAX_AGE_S
+            response.headers.pop("Content-Type", None)
             response.status_code = 200
             response.data = b""
-            response.headers.pop("Content-Type", None)
-            asked = request.headers.get("Access-Control-Request-Headers", "")
-            if HEADER_NAMES.fullmatch(asked):
-                names = f"{ALLOWED_HEADERS}, {asked}"
-                response.headers["Access-Control-Allow-Headers"] = names
         return response
