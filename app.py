@@ -88,7 +88,7 @@ def start(app: Flask) -> None:
     """Do what precedes the first request: fetch the keys, migrate, and begin to purge.
 
     Each worker calls it, never a process that forks: SQLite's locks would not hold in both. Without
-    it, the first request fetches and migrates. Raises ForeignTable: the server must not run.
+    it, the first request fetches and migrates. Raises UnusableSchema: the server must not run.
     """
     auth.fetch_keys(app.extensions["auth"])
     try:

@@ -12,7 +12,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 import auth
 import models
-from database import ForeignTable, TaskDatabase, one_line
+from database import TaskDatabase, UnusableSchema, one_line
 from server import configure_logging
 from settings import Settings
 
@@ -77,7 +77,7 @@ def database_errors() -> Iterator[None]:
     except ServiceUnavailable as error:
         reason = one_line(error.__cause__ or error)
         raise click.ClickException(f"database unavailable: {reason}") from error
-    except (ForeignTable, models.NotRemovable) as error:
+    except (UnusableSchema, models.NotRemovable) as error:
         raise click.ClickException(str(error)) from error
     except (psycopg2.Error, sqlite3.Error) as error:  # Such as a foreign key of another program.
         raise click.ClickException(f"the database refused: {one_line(error)}") from error

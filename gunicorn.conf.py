@@ -14,7 +14,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from app import start
-from database import ForeignTable
+from database import UnusableSchema
 from server import ServerLogger, Worker, log_warnings, logging_config, startup_summary
 from settings import MAX_REQUEST_LINE, VERSION, process_settings
 
@@ -85,7 +85,7 @@ def post_worker_init(worker: Any) -> None:
     """
     try:
         start(worker.wsgi)
-    except ForeignTable as error:
+    except UnusableSchema as error:
         if worker.age == 1:  # If two workers stop the start, Gunicorn logs a traceback.
             worker.log.critical(error)
             sys.exit(Arbiter.APP_LOAD_ERROR)

@@ -1,18 +1,18 @@
 """Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
 from database import sql
-from database.base import ForeignTable, Read, TaskDatabase, one_line, request_limit
+from database.base import Read, TaskDatabase, UnusableSchema, one_line, request_limit
 from database.compile import Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
 
 __all__ = [
-    "ForeignTable",
     "Parameter",
     "Postgres",
     "Read",
     "Sqlite",
     "TaskDatabase",
+    "UnusableSchema",
     "one_line",
     "request_limit",
     "sql",

@@ -35,8 +35,8 @@ T = TypeVar("T")
 Read = Callable[[Any], Any]
 
 
-class ForeignTable(Exception):
-    """The database has a table `task` or `schema_migration` of another program."""
+class UnusableSchema(Exception):
+    """Another program has a table of one of our names, or the migrations are missing."""
 
 
 class TaskDatabase(peewee.Database):
@@ -74,7 +74,7 @@ class TaskDatabase(peewee.Database):
                 if not self._schema_is_current:
                     self.await_schema()
                 return self._send(sql, values, read, retry)
-            except ForeignTable as error:
+            except UnusableSchema as error:
                 raise unavailable(error) from error
             finally:
                 self._released_at = monotonic()
@@ -90,7 +90,7 @@ class TaskDatabase(peewee.Database):
         """Migrate in a background thread without a deadline, and wait for it.
 
         Waits until SCHEMA_WAIT_S after the migration's start. Raises ServiceUnavailable or
-        ForeignTable.
+        UnusableSchema.
         """
         with self._upgrade_lock:
             is_old = monotonic() > self._upgrade_started + UPGRADE_CHECK_S
@@ -112,12 +112,12 @@ class TaskDatabase(peewee.Database):
     def migrate(self) -> list[str]:
         """Apply the migrations that this database does not have, and return their names.
 
-        Raises ServiceUnavailable, or ForeignTable.
+        Raises ServiceUnavailable, or UnusableSchema.
         """
         with self._schema_lock():
             applied = self._applied()
             if not any(applied) and self.execute_sql(self.find_task).fetchone()[0]:
-                raise ForeignTable(FOREIGN_TABLE.format("task"))
+                raise UnusableSchema(FOREIGN_TABLE.format("task"))
             # `up` creates the runner's own table, which some database users may not do.
             names = [] if all(applied) else self._runner().up()
         for name in names:
@@ -129,13 +129,16 @@ class TaskDatabase(peewee.Database):
         return Runner(self, str(MIGRATIONS), schema=self.schema)
 
     def _applied(self) -> list[bool]:
-        """Whether each migration is applied. Raises ForeignTable."""
+        """Whether each migration is applied. Raises UnusableSchema."""
         runner = self._runner()
         columns = self.get_columns(runner.table_name, self.schema)
         if columns and "name" not in {column.name for column in columns}:
-            raise ForeignTable(FOREIGN_TABLE.format(runner.table_name))
+            raise UnusableSchema(FOREIGN_TABLE.format(runner.table_name))
         # Peewee's runner also lists what other programs have applied, without a path.
-        return [bool(each.applied) for each in runner.status() if each.path]
+        ours = [each for each in runner.status() if each.path]
+        if not ours:  # A tool that packs applications can leave them out.
+            raise UnusableSchema(f"{MIGRATIONS} has no migrations: the installation is incomplete")
+        return [bool(each.applied) for each in ours]
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         raise NotImplementedError

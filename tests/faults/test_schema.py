@@ -222,6 +222,18 @@ def test_a_table_of_migrations_of_somebody_else_stops_the_start(
     assert (result.exit_code, result.stdout) == (1, "") and line in result.stderr
 
 
+def test_an_installation_without_migrations_stops_the_start(tmp_path: Path, own_url: str) -> None:
+    (tmp_path / "packed.py").write_text(
+        "import app, database.base, pathlib\n"
+        "database.base.MIGRATIONS = pathlib.Path('/nowhere')\n"
+        "create_app = app.create_app\n"
+    )
+    server = Server(tmp_path, app="packed:create_app()", DATABASE_URL=own_url)
+    assert server.process.wait(10) == 4
+    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    assert line == "/nowhere has no migrations: the installation is incomplete"
+
+
 @pytest.mark.stops_postgres
 def test_a_table_of_somebody_else_that_is_found_later_is_a_503(
     tmp_path: Path, cluster: Cluster, database: str
