@@ -100,6 +100,30 @@ def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
     assert error["request_id"] == problem["request_id"] == response.headers["X-Request-ID"]
 
 
+def test_a_body_that_a_monitoring_agent_has_read_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "watched.py").write_text(
+        "import app, flask\n"
+        "def create_app():\n"
+        "    watched = app.create_app()\n"
+        "    watched.before_request(lambda: print(flask.request.get_data()))\n"
+        "    return watched\n"
+    )
+    with Server(tmp_path, app="watched:create_app()") as server, User(server, "ann") as user:
+        task = user.create("seen")
+        path = f"/tasks/{task['id']}/complete"
+        headers = {"Content-Type": "application/json"}
+        chunks = [b'{"completed":', b" true}"]
+        for body in (b"".join(chunks), iter(chunks), iter(chunks)):
+            response = user.patch(path, data=body, headers=headers)
+            assert (response.status_code, response.json()["completed"]) == (200, True)
+        assert user.patch(path).json()["completed"] is False
+        long = b" " * 131_073
+        for body in (long, iter([long])):
+            assert user.post("/tasks", data=body, headers=headers).status_code == 413
+        assert user.tasks() == [user.task(task["id"])]
+    assert "seen" in server.log_file.read_text()
+
+
 def test_applications_of_one_process_have_each_their_own_database(
     tmp_path: Path, postgres: str
 ) -> None:

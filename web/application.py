@@ -9,6 +9,7 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import MethodNotAllowed, NotFound, ServiceUnavailable
 
 from server import log_request
+from web.parsing import StrictRequest
 
 BUSY = "The server is busy. Nothing has changed. Try again soon."
 # For a file, Werkzeug answers some of them with a 412 or a 416 that is no problem document, and a
@@ -18,6 +19,8 @@ FILE_CONDITIONS = ("IF_MATCH", "IF_MODIFIED_SINCE", "IF_RANGE", "IF_UNMODIFIED_S
 
 class Application(Flask):
     """Flask that ignores a trailing slash and logs every request."""
+
+    request_class = StrictRequest
 
     def __init__(self) -> None:
         super().__init__(__name__)

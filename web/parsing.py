@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, NoReturn
+from io import BytesIO
+from typing import IO, Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
 import marshmallow as ma
@@ -10,6 +11,7 @@ import orjson
 from flask import Request, request
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.utils import cached_property
 
 from settings import MAX_BODY
 from web.fields import Words
@@ -120,6 +122,17 @@ def query_values(request: Request) -> dict[str, list[str]]:
     for name, value in pairs:
         values.setdefault(INDEX.sub("[]", name), []).append(value)
     return values
+
+
+class StrictRequest(Request):
+    """A request whose body somebody else, such as a monitoring agent, may read first."""
+
+    @cached_property
+    def stream(self) -> IO[bytes]:
+        """The body, which stays in the server's stream for the operation. Raises as `read_body`."""
+        body = read_body(self)
+        self.environ["wsgi.input"] = BytesIO(body)
+        return BytesIO(body)
 
 
 def refuse_partial_bodies() -> None:
