@@ -182,12 +182,12 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
         fits = 1 + room_bytes // LONGEST_TASK_BYTES
         # One thread at a time writes a list: all at once would be no faster. It gives way often, so
         # that `/health` is answered; short turns of all requests would cost a GET a tenth more CPU.
+        part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))  # SQLite searches only here.
+        if not part:
+            break
         with serialize_lock:
             sys.setswitchinterval(SHORT_SWITCH_S)
             try:
-                part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))
-                if not part:
-                    break
                 chunks += b",", orjson.dumps([models.to_task(row, pair) for row in part])[1:-1]
             finally:
                 sys.setswitchinterval(SWITCH_S)
