@@ -64,15 +64,12 @@ def is_one_of(field: Field, values: str, kind: str = "text") -> Dialect:
 
 def has_lines(text: Field, values: str, *, every: bool) -> Dialect:
     """Whether every one of a parameter's values, or at least one, is a line of `text`."""
-    exists, condition = ("NOT EXISTS", "= 0") if every else ("EXISTS", "> 0")
+    operator, exists, condition = ("@>", "NOT EXISTS", "=") if every else ("&&", "EXISTS", ">")
     return Dialect(
-        postgres=SQL(
-            f"{exists} (SELECT 1 FROM unnest(%({values})s::text[]) AS t(line)"
-            f" WHERE strpos({text.name}, E'\\n' || line || E'\\n') {condition})"
-        ),
+        postgres=SQL(f"string_to_array({text.name}, E'\\n') {operator} %({values})s::text[]"),
         sqlite=SQL(
             f"{exists} (SELECT 1 FROM json_each(:{values})"
-            f" WHERE instr({text.name}, char(10) || value || char(10)) {condition})"
+            f" WHERE instr({text.name}, char(10) || value || char(10)) {condition} 0)"
         ),
     )
 
