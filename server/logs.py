@@ -1,6 +1,7 @@
 """The log: one line for each request and each event, as JSON or, in a terminal, as text."""
 
 import errno
+import json
 import logging
 import logging.config
 import os
@@ -48,7 +49,11 @@ class JsonFormatter(logging.Formatter):
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, option=orjson.OPT_UTC_Z, default=repr).decode()
+        text = orjson.dumps(line, option=orjson.OPT_UTC_Z, default=repr).decode()
+        if text.isprintable():
+            return text
+        # A terminal obeys control characters that JSON need not escape, too.
+        return json.dumps(orjson.loads(text), separators=(",", ":"))
 
 
 class TextFormatter(logging.Formatter):
