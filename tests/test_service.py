@@ -1,5 +1,6 @@
 """/health, /ready, request ids and the log."""
 
+import json
 import re
 from pathlib import Path
 
@@ -62,6 +63,15 @@ def test_the_line_has_the_path_in_its_own_letters(server: Server, end: str) -> N
     assert line["path"] == "/api/用户/tasks"
 
 
+@pytest.mark.one_database
+def test_no_path_commands_the_terminal_that_shows_the_log(server: Server) -> None:
+    start = server.log_file.stat().st_size
+    requests.get(f"{server.url}/用户/%C2%9B31m/%C2%85/%E2%80%A8/%E2%80%AE/%7F")
+    (line,) = server.log_file.read_bytes()[start:].decode().splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["path"] == "/用户/\x9b31m/\x85/\u2028/\u202e/\x7f"
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -100,12 +110,13 @@ def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
     assert error["request_id"] == problem["request_id"] == response.headers["X-Request-ID"]
 
 
-def test_a_body_that_a_monitoring_agent_has_read_is_not_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hook", ["before_request", "after_request", "teardown_request"])
+def test_a_body_that_a_monitoring_agent_reads_is_not_lost(tmp_path: Path, hook: str) -> None:
     (tmp_path / "watched.py").write_text(
-        "import app, flask\n"
+        "import app\nfrom flask import request\n"
         "def create_app():\n"
         "    watched = app.create_app()\n"
-        "    watched.before_request(lambda: print(flask.request.get_data()))\n"
+        f"    watched.{hook}(lambda *passed: (print(request.get_data()), *passed)[-1])\n"
         "    return watched\n"
     )
     with Server(tmp_path, app="watched:create_app()") as server, User(server, "ann") as user:
@@ -117,9 +128,10 @@ def test_a_body_that_a_monitoring_agent_has_read_is_not_lost(tmp_path: Path) -> 
             response = user.patch(path, data=body, headers=headers)
             assert (response.status_code, response.json()["completed"]) == (200, True)
         assert user.patch(path).json()["completed"] is False
-        long = b" " * 131_073
-        for body in (long, iter([long])):
-            assert user.post("/tasks", data=body, headers=headers).status_code == 413
+        if hook == "before_request":
+            long = b" " * 131_073
+            for body in (long, iter([long])):
+                assert user.post("/tasks", data=body, headers=headers).status_code == 413
         assert user.tasks() == [user.task(task["id"])]
     assert "seen" in server.log_file.read_text()
 

@@ -125,14 +125,12 @@ def query_values(request: Request) -> dict[str, list[str]]:
 
 
 class StrictRequest(Request):
-    """A request whose body somebody else, such as a monitoring agent, may read first."""
+    """A request whose body somebody else may read, too, such as a monitoring agent."""
 
     @cached_property
     def stream(self) -> IO[bytes]:
-        """The body, which stays in the server's stream for the operation. Raises as `read_body`."""
-        body = read_body(self)
-        self.environ["wsgi.input"] = BytesIO(body)
-        return BytesIO(body)
+        """Raises as `read_body`."""
+        return BytesIO(read_body(self))
 
 
 def refuse_partial_bodies() -> None:
@@ -151,8 +149,9 @@ def read_body(request: Request) -> bytes:
     Werkzeug's own stream costs more CPU than parsing the body. Raises BadRequest if the client sent
     less than it announced, or if the server does not read chunks. Raises RequestEntityTooLarge.
     """
-    length = request.content_length
-    if length is None and not request.environ.get("wsgi.input_terminated"):
+    environ, length = request.environ, request.content_length
+    stream = environ["wsgi.input"]
+    if length is None and not (environ.get("wsgi.input_terminated") or is_whole(stream)):
         if "Transfer-Encoding" in request.headers:
             raise BadRequest(
                 "The body has no Content-Length, and this server does not know its end."
@@ -161,11 +160,17 @@ def read_body(request: Request) -> bytes:
     if (length or 0) > MAX_BODY:
         raise RequestEntityTooLarge
     try:
-        body: bytes = request.environ["wsgi.input"].read(MAX_BODY + 1 if length is None else length)
+        body: bytes = stream.read(MAX_BODY + 1 if length is None else length)
     except Exception as error:  # Each server raises its own error for a broken chunk.
         raise BadRequest(INCOMPLETE) from error
     if len(body) > MAX_BODY:
         raise RequestEntityTooLarge
     if length not in {None, len(body)}:
         raise BadRequest(INCOMPLETE)
+    environ["wsgi.input"] = BytesIO(body)  # For others, who may read it before or after.
     return body
+
+
+def is_whole(stream: Any) -> bool:
+    """Whether the server has read the body into memory or a file, such as an adapter for ASGI."""
+    return hasattr(stream, "seekable") and bool(stream.seekable())
