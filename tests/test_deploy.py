@@ -532,15 +532,23 @@ def test_fly_leads_to_the_port_of_the_image_and_stops_it_as_docker_does() -> Non
 def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path) -> None:
     link_repository(tmp_path)
     (tmp_path / "index.py").write_text(example("python", "index.py"))
+    secret = "s" * 32
+    token = jwt.encode({"sub": "ann@用户", "exp": int(time.time()) + 60}, secret, "HS256")
     code = (
         "import index\n"
-        "visit = index.app.test_client().get\n"
-        "print(visit('/health').status_code, visit('/api/alice/tasks').status_code)"
+        "from werkzeug.test import create_environ\n"
+        "def visit(path, **headers):\n"
+        "    environ = create_environ() | headers | {'PATH_INFO': path}\n"
+        "    return b''.join(index.app(environ, lambda status, *_: print(status)))\n"
+        "visit('/health')\n"
+        "visit('/api/alice/tasks')\n"
+        "path = '/api/ann%40%E7%94%A8%E6%88%B7/tasks'  # As it was sent.\n"
+        f"assert visit(path, HTTP_AUTHORIZATION='Bearer {token}') == b'[]\\n'\n"
     )
-    environment = {"VERCEL": "1", "DATABASE_URL": database_url, "JWT_SECRET": "s" * 32}
+    environment = {"VERCEL": "1", "DATABASE_URL": database_url, "JWT_SECRET": secret}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout == "200 401\n"
+    assert [line[:3] for line in done.stdout.splitlines()] == ["200", "401", "200"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["killed", "reloaded"])

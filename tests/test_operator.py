@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import jwt
 import psycopg2
@@ -471,6 +471,12 @@ def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_p
             assert requests.patch(path, data=body, headers=headers, timeout=10).status_code == 400
             assert requests.get(tasks, timeout=10).json() == [task]
             assert requests.patch(path, timeout=10).json()["completed"] is True
+            # This server does not tell how the path was sent, either.
+            for user in ("100%25ab", "a%252fb", "a%3Fb"):
+                other = tasks.replace("ann", user)
+                created = requests.post(other, json={"title": "x"}, timeout=10)
+                assert created.json()["user_id"] == unquote(user)
+            assert requests.get(tasks.replace("ann", "a%FF"), timeout=10).status_code == 404
         finally:
             process.kill()
 

@@ -1,7 +1,7 @@
 """Flask with the behavior that this API needs."""
 
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import orjson
 from flask import Flask, request
@@ -67,9 +67,9 @@ def refuse_other_spellings() -> None:
     Raises MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
     environ, method = request.environ, request.environ["REQUEST_METHOD"]
-    # As it was sent, by the names of Gunicorn and of other servers, some of which decode too much.
-    sent = environ.get("RAW_URI") or environ.get("REQUEST_URI") or environ["PATH_INFO"]
-    path = sent.partition("?")[0]
+    # As it was sent, by the names of Gunicorn and of other servers, some of which do not tell.
+    sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    path = (sent or quote(environ["PATH_INFO"], encoding="latin-1")).partition("?")[0]
     if "%2f" in path.lower():
         raise NotFound
     if method != request.method and request.url_rule:
