@@ -210,11 +210,11 @@ def test_a_task_that_is_known_is_not_sent_again(user: User) -> None:
     assert user.get(path, headers={"If-None-Match": tag}).status_code == 200
 
 
-@pytest.mark.parametrize("suffix", ["-gzip", "-br", "--gzip"])
+@pytest.mark.parametrize("suffix", ["-gzip", "-br", "--gzip", ":zstd"])
 def test_a_tag_is_known_again_after_a_proxy_has_compressed_its_response(
     user: User, suffix: str
 ) -> None:
-    """Apache's mod_deflate and mod_brotli, and Jetty, add a suffix."""
+    """Apache's mod_deflate and mod_brotli, Jetty, and Flask-Compress add a suffix."""
     path = f"/tasks/{user.create()['id']}"
     for known in (path, "/tasks"):
         tag = user.get(known).headers["ETag"].replace('"', "")

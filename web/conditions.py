@@ -7,8 +7,8 @@ from flask import Response, request
 
 # RFC 9110, section 8.8.3. A tag without its quotes is also understood.
 ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*"|[^\s,"]+)', re.IGNORECASE)
-# What Apache and Jetty add to the tag of a response that they compress.
-COMPRESSION = re.compile(r"--?(?:br|deflate|gzip|zstd)\Z")
+# What Apache, Jetty and Flask-Compress add to the tag of a response that they compress.
+COMPRESSION = re.compile(r"(?:--?|:)(?:br|deflate|gzip|zstd)\Z")
 
 
 def not_modified_if_known(response: Response) -> Response:
