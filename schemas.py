@@ -115,7 +115,7 @@ class CursorField(fields.Described, ma.fields.String):
                 raise ValueError("not a task id")
             if sort in lists.SORT_TEXTS:
                 fields.check_storable(key)
-            elif datetime.strptime(key, TIMESTAMP).strftime(TIMESTAMP) != key:
+            elif f"{datetime.strptime(key, TIMESTAMP).isoformat(timespec='microseconds')}Z" != key:
                 raise ValueError("not a timestamp")
         except ValueError as error:
             raise ma.ValidationError(NOT_A_CURSOR) from error
