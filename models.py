@@ -69,7 +69,7 @@ class Task(Model):
     updated_at = sql.TimestampField()
     priority = TextField(default="medium")
     due_date = TextField(null=True)
-    tags = TextField(default="[]")  # A JSON array, which responses contain as it is.
+    tags = TextField(default="[]")  # A JSON array.
     completed_at = sql.TimestampField(null=True)
     # When the task was deleted. Only the trash, a restore and a repeated create see such a task.
     deleted_at = sql.TimestampField(null=True)
@@ -144,8 +144,16 @@ def send(
 def to_task(row: tuple[Any, ...], pair: Any = pair_names) -> dict[str, Any]:
     """Convert a row of PUBLIC_COLUMNS, which others may follow."""
     task = dict(pair(row))
-    task["tags"] = orjson.Fragment(task["tags"])
+    task["tags"] = to_tags(task["tags"])
     return task
+
+
+def to_tags(text: str) -> list[Any]:
+    """Read the column of tags. What is no JSON array has no tags: another program wrote it."""
+    with suppress(orjson.JSONDecodeError):
+        if isinstance(tags := orjson.loads(text), list):
+            return tags
+    return []
 
 
 def to_stored(row: tuple[Any, ...]) -> StoredTask:

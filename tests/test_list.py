@@ -220,6 +220,25 @@ def test_a_page_that_holds_the_rest_has_no_next(user: User) -> None:
     assert link.startswith("</api/") and link.endswith('>; rel="next"')
 
 
+@pytest.mark.parametrize("sort", ["created", "updated"])
+def test_a_walk_passes_a_time_of_an_early_year(user: User, database_url: str, sort: str) -> None:
+    """Another program may have written it: the zero time of Go and .NET is in the year 1."""
+    ids = [user.create()["id"] for _ in range(3)]
+    sql = f"UPDATE task SET {sort}_at = '0001-01-01T00:00:00.000000Z' WHERE id = '{ids[1]}'"
+    change_by_hand(database_url, sql)
+    found = pages(user, limit=1, sort=sort)
+    assert [task["id"] for (task,) in found] == [ids[1], ids[0], ids[2]]
+
+
+@pytest.mark.parametrize("tags", ["", "home, shop", "{a,b}", '["a"', '["a"] x', "null", "1", "{}"])
+def test_tags_that_are_no_array_spoil_nothing(user: User, database_url: str, tags: str) -> None:
+    """Another program may have written them."""
+    task, other = user.create(tags=["a"]), user.create(tags=["b"])
+    change_by_hand(database_url, f"UPDATE task SET tags = '{tags}' WHERE id = '{task['id']}'")
+    assert user.tasks() == [task | {"tags": []}, other]
+    assert user.patch(f"/tasks/{task['id']}", json={"tags": "c"}).json()["tags"] == ["c"]
+
+
 def cursor(text: str) -> str:
     return "cursor=" + urlsafe_b64encode(text.encode()).decode()
 
