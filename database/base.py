@@ -27,6 +27,9 @@ FOREIGN_TABLE = (
     "DATABASE_URL: the database has a table `{}` of another program: expected another database,"
     " or in PostgreSQL another schema (?schema=NAME)"
 )
+MISSING_TABLE = (
+    "DATABASE_URL: the table `task` is missing: restore it, or drop `schema_migration`, too"
+)
 
 log = logging.getLogger("tasks.database")
 this_thread = threading.local()  # `this_thread.deadline` ends this thread's waits.
@@ -36,7 +39,7 @@ Read = Callable[[Any], Any]
 
 
 class UnusableSchema(Exception):
-    """Another program has a table of one of our names, or the migrations are missing."""
+    """A table is missing or of another program, or the migrations are missing."""
 
 
 class TaskDatabase(peewee.Database):
@@ -116,7 +119,9 @@ class TaskDatabase(peewee.Database):
         """
         with self._schema_lock():
             applied = self._applied()
-            if not any(applied) and self.execute_sql(self.find_task).fetchone()[0]:
+            if any(applied) and not self._has_table():
+                raise UnusableSchema(MISSING_TABLE)
+            if not any(applied) and self._has_table():
                 raise UnusableSchema(FOREIGN_TABLE.format("task"))
             # `up` creates the runner's own table, which some database users may not do.
             names = [] if all(applied) else self._runner().up()
@@ -124,6 +129,9 @@ class TaskDatabase(peewee.Database):
             log.info("applied the migration %s", name)
         self._schema_is_current = True
         return names
+
+    def _has_table(self) -> bool:
+        return bool(self.execute_sql(self.find_task).fetchone()[0])
 
     def _runner(self) -> Runner:
         return Runner(self, str(MIGRATIONS), schema=self.schema)

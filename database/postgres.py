@@ -68,11 +68,10 @@ SCHEMA_ERRORS = (
 class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     """PostgreSQL, with connections that are opened on demand, reused and closed when idle."""
 
-    find_task = "SELECT to_regclass('task')"  # In the search_path of `_schema_lock`.
-
     def __init__(self, url: str, schema: str, threads: int) -> None:
         super().__init__(url, threads=threads)
         self.schema = schema
+        self.find_task = f"""SELECT to_regclass('"{schema}".task')"""
         self._hosts = Hosts(extensions.parse_dsn(url))
         self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)
@@ -168,7 +167,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def migrate(self) -> list[str]:
         # Most starts thus need no lock, which another server may hold for long.
         with self._own_connection(), time_limit(CONNECT_TIMEOUT_S):
-            self._schema_is_current = all(self._applied())
+            self._schema_is_current = all(self._applied()) and self._has_table()
         return [] if self._schema_is_current else super().migrate()
 
     @contextmanager

@@ -222,6 +222,21 @@ def test_a_table_of_migrations_of_somebody_else_stops_the_start(
     assert (result.exit_code, result.stdout) == (1, "") and line in result.stderr
 
 
+def test_a_table_that_was_dropped_stops_the_start(tmp_path: Path, own_url: str) -> None:
+    assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
+    change_by_hand(own_url, "DROP TABLE task")
+    result = run_command(tmp_path, "migrate", DATABASE_URL=own_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the table `task` is missing" in result.stderr
+    server = Server(tmp_path, DATABASE_URL=own_url)
+    assert server.process.wait(10) == 4
+    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    assert f"Error: {line}\n" == result.stderr
+    change_by_hand(own_url, "DROP TABLE schema_migration")
+    with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as ann:
+        ann.create()
+
+
 def test_an_installation_without_migrations_stops_the_start(tmp_path: Path, own_url: str) -> None:
     (tmp_path / "packed.py").write_text(
         "import app, database.base, pathlib\n"
