@@ -15,8 +15,10 @@ from dotenv.parser import parse_stream
 # and no open access. docs/deploy.md lists them, too.
 PLATFORM_VARIABLES = {
     "PORT",
+    "AWS_LAMBDA_FUNCTION_NAME",
     "DYNO",
     "FLY_APP_NAME",
+    "GAE_ENV",
     "K_SERVICE",
     "RAILWAY_ENVIRONMENT_ID",
     "RENDER",
