@@ -180,11 +180,11 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
     while limit and room_bytes > 0:
         # As many as fit if each is the longest: a page exceeds its size by one task at most.
         fits = 1 + room_bytes // LONGEST_TASK_BYTES
-        # One thread at a time writes a list: all at once would be no faster. It gives way often, so
-        # that `/health` is answered; short turns of all requests would cost a GET a tenth more CPU.
         part = rows.fetchmany(min(limit, fits, TASKS_PER_CHUNK))  # SQLite searches only here.
         if not part:
             break
+        # One thread at a time writes a list: all at once would be no faster. It gives way often, so
+        # that `/health` is answered; short turns of all requests would cost a GET a tenth more CPU.
         with serialize_lock:
             sys.setswitchinterval(SHORT_SWITCH_S)
             try:

@@ -129,7 +129,7 @@ class StrictRequest(Request):
 
     @cached_property
     def stream(self) -> IO[bytes]:
-        """Raises as `read_body`."""
+        """The body. Raises as `read_body`."""
         return BytesIO(read_body(self))
 
 
