@@ -150,10 +150,11 @@ def to_task(row: tuple[Any, ...], pair: Any = pair_names) -> dict[str, Any]:
 
 def to_tags(text: str) -> list[Any]:
     """Read the column of tags. What is no JSON array has no tags: another program wrote it."""
-    with suppress(orjson.JSONDecodeError):
-        if isinstance(tags := orjson.loads(text), list):
-            return tags
-    return []
+    try:
+        tags = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return []
+    return tags if isinstance(tags, list) else []
 
 
 def to_stored(row: tuple[Any, ...]) -> StoredTask:
