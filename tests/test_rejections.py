@@ -383,6 +383,25 @@ def test_the_host_header_decides_nothing(server: Server, host: bytes) -> None:
     assert "location" not in headers
 
 
+# What Gunicorn's parser reads in its own way, or refuses after the application has answered.
+ODD_CHUNKS = {
+    "a size with a prefix": b"0x3\r\nabc\r\n0\r\n\r\n",
+    "a size with a space": b"1 \r\na\r\n0\r\n\r\n",
+    "data without its end": b"3\r\nabcXX0\r\n\r\n",
+    "101 trailers": b"0\r\n" + b"a: b\r\n" * 101 + b"\r\n",
+    "a host as a trailer": b"0\r\nHost: x\r\n\r\n",
+    "a length as a trailer": b"0\r\nContent-Length: 5\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", ODD_CHUNKS)
+def test_who_sends_odd_chunks_learns_that_the_connection_closes(server: Server, name: str) -> None:
+    headers = b"Transfer-Encoding: chunked\r\n"
+    request = call(b"DELETE", b"/api/nobody/tasks/completed/clear", headers) + ODD_CHUNKS[name]
+    status, answer, body = server.send(request + call(b"GET", b"/health"))
+    assert answer["connection"] == "close" or body.count(b"HTTP/1.1 200") == 1, status
+
+
 def test_a_chunk_size_may_have_leading_zeros(user: User) -> None:
     """Also where the packet ends, and with an empty line in the body."""
     path = user.base.removeprefix(user.server.url).encode() + b"/tasks"
