@@ -77,8 +77,10 @@ class Network:
             return True
 
         self.lost, self.lose = 0, lose
-        yield
-        self.lose = lambda _: False
+        try:
+            yield
+        finally:
+            self.lose = lambda _: False
         print(f"\n{self.lost} answers lost")
         assert self.lost == times
 
