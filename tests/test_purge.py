@@ -323,6 +323,19 @@ def test_a_user_who_is_forgotten_begins_anew(tmp_path: Path, database_url: str) 
         assert user.post("/tasks", **content).status_code == 201
 
 
+@pytest.mark.parametrize("user", ["", "a/b", "a\n", "a\0b", "\x7f", "\x9b", "x" * 256, "\udcff"])
+@pytest.mark.parametrize("own_url", ["sqlite"], indirect=True)
+def test_a_user_who_cannot_exist_is_not_forgotten(
+    tmp_path: Path, database_url: str, user: str
+) -> None:
+    insert_by_hand(database_url, "ann", "kept")
+    result = run_command(tmp_path, "forget", user, "--yes", DATABASE_URL=database_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    expected = "USER: expected 1 to 255 characters, without / and control characters"
+    assert result.stderr == f"Error: {expected}\n"
+    assert titles(database_url) == ["kept"]
+
+
 @pytest.mark.parametrize(
     "arguments", [["migrate"], ["purge"], ["forget", "ann", "--yes"]], ids=" ".join
 )

@@ -471,6 +471,17 @@ def outcome() -> str:
     return "open" if is_open else "closed"
 
 
+@pytest.mark.parametrize("name", sorted(settings.PLATFORM_VARIABLES))
+def test_a_platform_needs_a_key_or_the_word_that_it_is_meant(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", NEON)
+    monkeypatch.setenv(name, "8000")
+    expected = "one of them, or ALLOW_ANYONE=true if anyone may call for any user"
+    with pytest.raises(settings.InvalidSetting, match=rf"^{NO_KEY}: expected {expected}\Z"):
+        settings.read_settings()
+
+
 @pytest.mark.parametrize("host", PRIVATE_HOSTS)
 def test_keys_from_a_private_network_need_no_tls_and_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, host: str
