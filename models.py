@@ -333,12 +333,16 @@ def delete_task(user_id: str, task_id: TaskId, expected: Expected) -> None:
 
 @statement
 def delete_completed() -> Node:
-    """If an earlier attempt has deleted tasks, only count these."""
+    """If an earlier attempt has deleted tasks, only count these.
+
+    Clears of one user wait for each other: two that lock rows in different orders would deadlock.
+    """
     other = Task.alias("other")
     has_mark = sql.contains(other.recent_writes, MARK)
     marked = other.select(1).where(other.user_id == Parameter("user_id"), has_mark)
     condition = Task.completed & NOT_DELETED & ~fn.EXISTS(marked)
-    return write_once({Task.deleted_at: sql.NOW}, IS_OWNED, condition)
+    owned = sql.holds_lock("user_id") & IS_OWNED
+    return write_once({Task.deleted_at: sql.NOW}, owned, condition)
 
 
 def delete_completed_tasks(user_id: str) -> int:

@@ -54,6 +54,16 @@ def contains(text: Field, part: Node) -> Dialect:
     return Dialect(postgres=fn.strpos(text, part) > 0, sqlite=fn.instr(text, part) > 0)
 
 
+def holds_lock(name: str) -> Dialect:
+    """True, as soon as the transaction holds the lock of a parameter's text, which it keeps.
+
+    https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
+    SQLite has one writer at a time anyway.
+    """
+    lock = SQL(f"(SELECT pg_advisory_xact_lock(hashtextextended(%({name})s, 0))) IS NOT NULL")
+    return Dialect(postgres=lock, sqlite=SQL("TRUE"))
+
+
 def is_one_of(field: Field, values: str, kind: str = "text") -> Dialect:
     """Whether `field` is among a parameter's values. One statement fits any number of them."""
     return Dialect(

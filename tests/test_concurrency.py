@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
-from support.server import FIELDS, Server, User, fill
+from support.server import FIELDS, Server, User, change_by_hand, fill, new_database
 
 from lists import UNMEASURED_TASKS
 
@@ -186,6 +186,28 @@ def test_clears_at_once_count_each_task_once(user: User) -> None:
     assert codes(answers) == {200: CLIENTS}
     assert sum(answer.json()["deleted"] for answer in answers) == 100
     assert {task["id"] for task in user.trash()} == ids
+
+
+def test_clears_on_connections_with_different_plans_all_succeed(
+    postgres: str, tmp_path: Path
+) -> None:
+    """Clears that lock the same tasks in different orders would deadlock."""
+    url = new_database(postgres)
+    plans = ["enable_indexscan=off", "enable_bitmapscan=off%20-c%20enable_seqscan=off"]
+    with ExitStack() as stack:
+        users = []
+        for number, plan in enumerate(plans):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            server = Server(folder, DATABASE_URL=f"{url}?options=-c%20{plan}")
+            users.append(User(stack.enter_context(server), "ann"))
+        users[0].create(completed=True)
+        fill(url, "ann", 3000)
+        # The index has the reverse of the table's order.
+        change_by_hand(url, "UPDATE task SET created_at = now() - (created_at - now())")
+        answers = at_once(users[0], lambda _, n: users[n % 2].delete("/tasks/completed/clear"))
+    assert codes(answers) == {200: CLIENTS}
+    assert sum(answer.json()["deleted"] for answer in answers) == 3001
 
 
 def test_a_counter_kept_with_if_match_loses_no_update(user: User) -> None:
