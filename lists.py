@@ -89,7 +89,11 @@ def sort_key(sorting: Sorting) -> ColumnBase:
 
 @statement
 def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: bool) -> Node:
-    """If `measured`, the database sends only the tasks that fit into `room_bytes`, perhaps none."""
+    """If `measured`, the database sends tasks until one exceeds `room_bytes`.
+
+    The last column is then their size so far, which can be too large: JSON that another program
+    wrote into `tags` can be longer than ours.
+    """
     sort, order = sorting
     key = sort_key(sorting)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
@@ -105,13 +109,12 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     page = Task.select(*columns).where(*where).order_by(*order_by).limit(Parameter("limit"))
     if not measured:
         return page.offset(Parameter("offset"))
-    # 240 is the least that the other fields, all names and the punctuation take. With a larger
-    # number, a list could end too early.
+    # 240 is the least that the other fields, all names and the punctuation take.
     size = sum(map(sql.size_of, TEXTS), Value(240))
     so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
     # The rows stay in order: the outer query only filters them.
-    page = page.select_extend(so_far.alias("size"))
-    return page.select_from(SQL("*")).where(SQL("size") < Parameter("room_bytes"))
+    page = page.select_extend(size.alias("size"), so_far.alias("so_far"))
+    return page.select_from(SQL("*")).where(SQL("so_far - size") < Parameter("room_bytes"))
 
 
 def list_tasks(
@@ -132,17 +135,18 @@ def list_tasks(
 
     def read_part(after: Cursor | None, most: int, room_bytes: int, measured: bool = False) -> Page:
         variant = bool(filters), sorting, after is not None, measured
+        # Enough for the task that fills the page, and one more, which shows that others follow.
+        sent_bytes = room_bytes + 2 * LONGEST_TASK_BYTES if measured else None
         part: Page = models.send(
             select_page,
             *variant,
-            read=lambda rows: serialize(rows, sorting, most, room_bytes),
+            read=lambda rows: serialize(rows, sorting, most, room_bytes, sent_bytes),
             user_id=user_id,
             key=after and after.key,
             id=after and after.id,
             limit=most + 1,
             offset=offset,
-            # Enough for the task that fills the page, and one more, which shows that others follow.
-            room_bytes=room_bytes + 2 * LONGEST_TASK_BYTES,
+            room_bytes=sent_bytes,
             **values,
         )
         return part
@@ -170,10 +174,13 @@ def fold_all(value: Any) -> Any:
     return models.fold(value) if isinstance(value, str) else value
 
 
-def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
+def serialize(
+    rows: Any, sorting: Sorting, limit: int, room_bytes: int, sent_bytes: int | None
+) -> Page:
     """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
-    Only a few rows are in memory at a time: all of them would take many times the page's size.
+    If the database measured, it has sent rows until one exceeded `sent_bytes`. Only a few rows are
+    in memory at a time: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
     pair = pair_names_and_deletion if sorting.sort == "deleted" else models.pair_names
@@ -194,7 +201,8 @@ def serialize(rows: Any, sorting: Sorting, limit: int, room_bytes: int) -> Page:
         last = part[-1]
         limit -= len(part)
         room_bytes -= len(chunks[-1])
-    if not rows.fetchone():
+    was_cut = chunks and sent_bytes and last[-1] >= sent_bytes
+    if not (rows.fetchone() or was_cut):
         return Page(chunks, None)
     # The sort key is one of the public columns, or the column after them.
     key = models.to_task(last).get(f"{sorting.sort}_at") or last[len(PUBLIC_FIELDS)]

@@ -239,6 +239,22 @@ def test_tags_that_are_no_array_spoil_nothing(user: User, database_url: str, tag
     assert user.patch(f"/tasks/{task['id']}", json={"tags": "c"}).json()["tags"] == ["c"]
 
 
+@pytest.mark.parametrize("sort", ["created", "title"])
+@pytest.mark.parametrize(
+    "tags", [json.dumps(["é" * 40 + f"{n:02}" for n in range(20)]), "home, shop, " * 500]
+)
+def test_tags_that_are_longer_in_the_table_do_not_end_a_walk(
+    user: User, database_url: str, sort: str, tags: str
+) -> None:
+    """Another program may have written them, for instance with json.dumps()."""
+    task = user.create()
+    sql = f"UPDATE task SET tags = '{tags}' WHERE id = '{task['id']}'"
+    change_by_hand(database_url, sql)
+    fill(database_url, user.name, 3_000)
+    found = pages(user, sort=sort)
+    assert len({task["id"] for page in found for task in page}) == 3_001
+
+
 def cursor(text: str) -> str:
     return "cursor=" + urlsafe_b64encode(text.encode()).decode()
 
