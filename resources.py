@@ -13,7 +13,7 @@ import auth
 import lists
 import models
 import schemas
-from lists import Cursor, Page, Sorting
+from lists import Cursor, Page
 from models import StoredTask
 from settings import MAX_REQUEST_LINE
 from web import Blueprint, Invalid, QuerySchema, not_modified_if_known, sent_tags
@@ -23,10 +23,8 @@ IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
 PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
 LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
-# A title whose characters take four bytes each, and an id.
-LONGEST_CURSOR = schemas.encode_cursor(
-    Cursor(Sorting("title", "desc"), "0" * 36, "\U0010ffff" * lists.TITLE_KEY_LENGTH)
-)
+# The longest sort keys: a title whose characters take four bytes each, or a time.
+LONGEST_TITLE, LONGEST_KEY = "\U0010ffff" * lists.TITLE_KEY_LENGTH, "0000-00-00T00:00:00.000000Z"
 
 
 class UserIdConverter(BaseConverter):
@@ -265,7 +263,9 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     pairs = [*query, ("cursor", text)]
     url = f"{quote(request.path)}?{urlencode(pairs, doseq=True, quote_via=quote)}"
     # The cursor of a later page can be longer, and a walk must not end before its last page.
-    if len(url) - len(text) + len(LONGEST_CURSOR) > MAX_URL:
+    key = LONGEST_TITLE if cursor.sorting.sort == "title" else LONGEST_KEY
+    longest_cursor = schemas.encode_cursor(cursor._replace(key=key))
+    if len(url) - len(text) + len(longest_cursor) > MAX_URL:
         longest, _ = max(query, key=lambda pair: len(str(pair[1])))
         raise Invalid({longest: ["Too long: the URL of the next page would not be accepted."]})
     return url

@@ -136,6 +136,19 @@ def test_the_longest_link_fits_into_a_request(server: Server, letter: str, order
     assert [page[0]["id"] for page in found] == (made if order == "asc" else made[::-1])
 
 
+@pytest.mark.parametrize("sort", ["created", "updated", "due_date", "priority"])
+def test_a_list_whose_next_link_fits_is_not_refused(user: User, sort: str) -> None:
+    """Only a cursor by title is long."""
+    made = [user.create(tags=["a"])["id"] for _ in range(2)]
+    query = f"limit=1&order=asc&sort={sort}&tags=a&tags="
+    filled = query + "x" * (7_800 - len(f"/api/{user.name}/tasks?{query}"))
+    link = user.get(f"/tasks?{filled}").links["next"]["url"]
+    assert 7_800 < len(link) < 8_000
+    assert [task["id"] for page in pages(user, filled) for task in page] == sorted(
+        made, key=made.index if sort in {"created", "updated"} else None
+    )
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("letter", ["x", "X", "😀", "Ä"])
 def test_titles_that_begin_alike_are_sorted_by_their_ids(
