@@ -24,7 +24,8 @@ MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
 PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
 LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
 # The longest sort keys: a title whose characters take four bytes each, or a time.
-LONGEST_TITLE, LONGEST_KEY = "\U0010ffff" * lists.TITLE_KEY_LENGTH, "0000-00-00T00:00:00.000000Z"
+LONGEST_TITLE = "\U0010ffff" * lists.TITLE_KEY_LENGTH
+LONGEST_TIME = "2026-01-01T00:00:00.000000+00:00"
 
 
 class UserIdConverter(BaseConverter):
@@ -263,7 +264,7 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     pairs = [*query, ("cursor", text)]
     url = f"{quote(request.path)}?{urlencode(pairs, doseq=True, quote_via=quote)}"
     # The cursor of a later page can be longer, and a walk must not end before its last page.
-    key = LONGEST_TITLE if cursor.sorting.sort == "title" else LONGEST_KEY
+    key = LONGEST_TITLE if cursor.sorting.sort == "title" else LONGEST_TIME
     longest_cursor = schemas.encode_cursor(cursor._replace(key=key))
     if len(url) - len(text) + len(longest_cursor) > MAX_URL:
         longest, _ = max(query, key=lambda pair: len(str(pair[1])))

@@ -15,7 +15,8 @@ from lists import Cursor, Sorting
 from web import BodySchema, QuerySchema, fields
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-TIMESTAMP = "%Y-%m-%dT%H:%M:%S.%fZ"
+# As the server writes times, or as other programs do in SQLite, such as its own datetime('now').
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)?", re.ASCII)
 # The rules for any text, a title and tags, as regular expressions for clients. NOT_BLANK names the
 # characters that are white space only in Python, and a range around the one that is only in
 # ECMAScript, the byte order mark: a Go file must not contain it.
@@ -115,8 +116,8 @@ class CursorField(fields.Described, ma.fields.String):
                 raise ValueError("not a task id")
             if sort in lists.SORT_TEXTS:
                 fields.check_storable(key)
-            elif f"{datetime.strptime(key, TIMESTAMP).isoformat(timespec='microseconds')}Z" != key:
-                raise ValueError("not a timestamp")
+            else:
+                datetime.fromisoformat(key if TIMESTAMP.fullmatch(key) else "")
         except ValueError as error:
             raise ma.ValidationError(NOT_A_CURSOR) from error
         return Cursor(Sorting(sort, order), task_id, key)

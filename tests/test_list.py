@@ -243,6 +243,18 @@ def test_a_walk_passes_a_time_of_an_early_year(user: User, database_url: str, so
     assert [task["id"] for (task,) in found] == [ids[1], ids[0], ids[2]]
 
 
+@pytest.mark.parametrize(
+    "moment", ["2026-01-01 00:00:00", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.123Z"]
+)
+def test_a_walk_passes_a_time_in_another_form(user: User, database_url: str, moment: str) -> None:
+    """SQLite keeps what another program wrote, such as its own datetime('now')."""
+    ids = [user.create()["id"] for _ in range(3)]
+    sql = f"UPDATE task SET created_at = '{moment}' WHERE id = '{ids[1]}'"
+    change_by_hand(database_url, sql)
+    found = pages(user, limit=1)
+    assert [task["id"] for (task,) in found] == [ids[1], ids[0], ids[2]]
+
+
 @pytest.mark.parametrize("tags", ["", "home, shop", "{a,b}", '["a"', '["a"] x', "null", "1", "{}"])
 def test_tags_that_are_no_array_spoil_nothing(user: User, database_url: str, tags: str) -> None:
     """Another program may have written them."""
