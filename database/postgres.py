@@ -1,6 +1,7 @@
 """PostgreSQL: every wait has a deadline, and a statement whose connection is lost is retried."""
 
 import math
+import os
 import select
 import socket
 import struct
@@ -43,6 +44,9 @@ LOCK_WAIT_S, LOCK_PAUSE_S, LOST_CLIENT_S = 30.0, 0.02, 60.0
 # How long a migration waits for a table, and the pause before the next try: while it waits, every
 # request waits behind it. After a second (deadlock_timeout), PostgreSQL cancels an autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
+# Where libpq looks for a certificate. If it may not look there, such as in root's home after a
+# setuid, it uses no TLS. With the name of a file that does not exist, it does.
+CLIENT_CERTIFICATE, NO_FILE = "~/.postgresql/postgresql.crt", "/no-such-folder/no-such-file"
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
@@ -72,16 +76,21 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         super().__init__(url, threads=threads)
         self.schema = schema
         self.find_task = f"""SELECT to_regclass('"{schema}".task')"""
-        self._hosts = Hosts(extensions.parse_dsn(url))
+        parameters = extensions.parse_dsn(url)
+        self._hosts = Hosts(parameters)
+        self._has_certificate = "sslcert" in parameters or "PGSSLCERT" in os.environ
         self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)
 
     def _connect(self) -> Connection:
         limit_s = min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)
+        certificate = {}
+        if not (self._has_certificate or os.path.exists(os.path.expanduser(CLIENT_CERTIFICATE))):
+            certificate["sslcert"] = NO_FILE
         with time_limit(limit_s), self._hosts.options() as hosts:
             try:
                 connection = psycopg2.connect(
-                    extensions.make_dsn(self.database, **hosts),
+                    extensions.make_dsn(self.database, **hosts, **certificate),
                     connection_factory=Connection,
                     client_encoding="UTF8",
                     fallback_application_name="task-api",

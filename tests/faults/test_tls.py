@@ -70,6 +70,18 @@ def test_the_name_of_the_server_counts(
     assert "localhost" in done.stderr and "does not match" in done.stderr
 
 
+@pytest.mark.parametrize("mode", ["require", "prefer"])
+def test_a_home_that_may_not_be_searched_does_not_matter(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, mode: str
+) -> None:
+    # Such as root's for another user: libpq looks there for a certificate. Root may search all.
+    home = tmp_path / "home"
+    home.symlink_to(home)
+    url = f"{cluster.url(database, pgbouncer)}?sslmode={mode}"
+    with Server(tmp_path, DATABASE_URL=url, HOME=str(home)) as server, User(server, "ann") as ann:
+        assert ann.create("x")["title"] == "x"
+
+
 def test_the_keys_of_an_issuer_come_over_tls_from_who_it_says_it_is(
     tmp_path: Path, certificate: Path
 ) -> None:
