@@ -238,6 +238,18 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
     assert "pass" not in message.replace("PASSWORD", "").replace("password", "")
 
 
+def test_kerberos_may_be_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{NEON}?gssencmode=require"
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert settings.read_settings().database_url == url
+
+
+def test_a_value_that_libpq_does_not_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"{NEON}?gssencmode=maybe")
+    with pytest.raises(settings.InvalidSetting, match="gssencmode"):
+        settings.read_settings()
+
+
 def test_a_system_without_certificates_is_told_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
