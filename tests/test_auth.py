@@ -650,6 +650,7 @@ def test_the_document_asks_for_tokens_exactly_when_the_server_does(by_secret: Se
     opened = create_app(settings).test_client().get("/openapi.json").json
     closed = requests.get(by_secret.url + "/openapi.json").json()
     assert "securitySchemes" not in opened["components"]
+    assert '"bearer"' not in json.dumps(opened)
     schemes = closed["components"]["securitySchemes"]
     assert "`sub`" in schemes["bearer"].pop("description")
     assert schemes == {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
