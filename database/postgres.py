@@ -81,6 +81,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self._has_certificate = "sslcert" in parameters or "PGSSLCERT" in os.environ
         self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)
+        extensions.register_adapter(str, to_literal)
 
     def _connect(self) -> Connection:
         limit_s = min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)
@@ -250,6 +251,26 @@ def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: R
         cursor.execute(f"{connection.preamble}{timeout}{sql}", values)
         connection.preamble = ""
         return read(cursor)
+
+
+class Escaped:
+    """A text with backslashes, as a literal that has the same meaning in every session.
+
+    psycopg2 does not see that another client of a pooler, or a reload, has changed
+    `standard_conforming_strings`. A backslash before a quote could then end the literal.
+    https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS-ESCAPE
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def getquoted(self) -> bytes:
+        doubled = self.text.replace("\\", "\\\\").replace("'", "''")
+        return f"E'{doubled}'".encode()
+
+
+def to_literal(text: str) -> Escaped | extensions.QuotedString:
+    return Escaped(text) if "\\" in text else extensions.QuotedString(text)
 
 
 def wait_for_server(connection: Connection) -> None:

@@ -126,6 +126,36 @@ def test_a_setting_that_is_put_right_counts_for_the_next_request(
     quiet(server)
 
 
+@pytest.mark.parametrize("first", ["on", "off"])
+@pytest.mark.stops_postgres
+def test_a_backslash_stays_one_while_its_meaning_changes(
+    tmp_path: Path, cluster: Cluster, database: str, first: str
+) -> None:
+    """`standard_conforming_strings` changes by a reload, also for connections that are open."""
+
+    def mean(setting: str) -> None:
+        cluster.execute(f"ALTER SYSTEM SET standard_conforming_strings = {setting}")
+        cluster.execute("SELECT pg_reload_conf()")
+        time.sleep(0.3)
+
+    evil = "\\', title = 'changed'; --"
+    url = cluster.url(database)
+    try:
+        mean(first)
+        with Server(tmp_path, DATABASE_URL=url) as server, User(server, "a") as user:
+            task = user.create()["id"]
+            mean("off" if first == "on" else "on")
+            for text in (evil, r"\', \\'', c:\new\b", "\\", evil):
+                answer = user.patch(f"/tasks/{task}", json={"description": text, "tags": [text]})
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["title"] == "Buy milk"
+                assert (answer.json()["description"], answer.json()["tags"]) == (text, [text])
+            assert len(user.tasks(tag=evil, search=evil)) == 1
+    finally:
+        cluster.execute("ALTER SYSTEM RESET standard_conforming_strings")
+        cluster.execute("SELECT pg_reload_conf()")
+
+
 @pytest.mark.parametrize("path", ["''", "nowhere", '"$user"', "pg_temp"])
 def test_a_role_with_another_search_path_works(
     tmp_path: Path, cluster: Cluster, database: str, path: str
