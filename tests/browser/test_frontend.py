@@ -1,5 +1,6 @@
 """A page of another origin, which calls the API with `fetch` in a real browser."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 import jwt
 import pytest
 from playwright.sync_api import Browser, Page
-from support.server import Server, User
+from support.network import Network
+from support.server import ROOT, Server, User
 
 SECRET = "a secret of more than 32 bytes, for tests"
 SMALL = {"WEB_CONCURRENCY": "1", "THREADS": "5"}
@@ -198,6 +200,26 @@ def test_an_error_can_be_read(
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"] == answer.body["request_id"]
     assert len(answer.body["detail"]) > 10
+
+
+def test_the_frontend_of_the_readme_creates_once_although_chromium_sends_again(
+    frontend: Frontend, guarded: Server
+) -> None:
+    """Its first connection breaks after the create, before the answer. It was used before."""
+    network = Network(guarded.address[1])
+    url = f"http://127.0.0.1:{network.port}"
+    block = re.search(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block
+    lines = block[1].replace("http://127.0.0.1:8000", url)
+    user = User(guarded, "readme")
+    warm = f"await fetch('{url}/api/readme/tasks', {{ headers: {{ Authorization: 'x' }} }});"
+    with network.losing(b"POST "):
+        tasks = frontend.page.evaluate(
+            f"async ([user, token]) => {{ {warm}\n{lines}\nreturn tasks; }}",
+            [user.name, token(user.name)],
+        )
+    network.close()
+    assert [(task["title"], task["completed"]) for task in tasks] == [("Buy milk", True)]
 
 
 def test_a_lost_update_can_be_read(frontend: Frontend, guarded: Server) -> None:
