@@ -14,7 +14,7 @@ import lists
 import models
 import schemas
 from lists import Cursor, Page
-from models import StoredTask
+from models import StoredTask, TaskId
 from settings import MAX_REQUEST_LINE
 from web import Blueprint, Invalid, QuerySchema, not_modified_if_known, sent_tags
 
@@ -43,7 +43,7 @@ class TaskIdConverter(BaseConverter):
 
     regex = r"(?!deleted\Z)[^/]+"  # `/deleted` is the list of deleted tasks.
 
-    def to_python(self, value: str) -> str | None:
+    def to_python(self, value: str) -> TaskId:
         return value.lower() if schemas.UUID_TEXT.fullmatch(value.lower()) else None
 
 
@@ -124,7 +124,7 @@ class Tasks(MethodView):
 class TaskById(MethodView):
     @tasks.operation("getTask", "If-None-Match")
     @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
-    def get(self, user_id: str, task_id: str | None) -> Response:
+    def get(self, user_id: str, task_id: TaskId) -> Response:
         """Get a task
 
         The task of another user is a 404, like a task that does not exist.
@@ -134,7 +134,7 @@ class TaskById(MethodView):
     @tasks.operation("updateTask", "If-Match")
     @tasks.arguments(schemas.TaskUpdateSchema())
     @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
-    def put(self, body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
+    def put(self, body: dict[str, Any], user_id: str, task_id: TaskId) -> Response:
         """Update a task
 
         Changes the fields in the body and keeps the others, like PATCH. `{}` changes nothing.
@@ -149,7 +149,7 @@ class TaskById(MethodView):
     )
     @tasks.arguments(schemas.TaskUpdateSchema())
     @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
-    def patch(self, body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
+    def patch(self, body: dict[str, Any], user_id: str, task_id: TaskId) -> Response:
         """Update some fields of a task
 
         A JSON merge patch (RFC 7396): `{"description": null}` removes the description.
@@ -158,7 +158,7 @@ class TaskById(MethodView):
 
     @tasks.operation("deleteTask", "If-Match")
     @tasks.response(200, schemas.MessageSchema)
-    def delete(self, user_id: str, task_id: str | None) -> Response:
+    def delete(self, user_id: str, task_id: TaskId) -> Response:
         """Delete a task
 
         The task goes to the trash, from which it can be restored. Deleting it again is a 404.
@@ -184,7 +184,7 @@ def list_deleted_tasks(query: dict[str, Any], user_id: str) -> Response:
 @tasks.route("/<task_id:task_id>/restore", methods=["POST"], parameters=[TASK_ID])
 @tasks.operation("restoreTask")
 @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
-def restore_task(user_id: str, task_id: str | None) -> Response:
+def restore_task(user_id: str, task_id: TaskId) -> Response:
     """Restore a deleted task
 
     All fields are as they were. A task that is not deleted stays unchanged. A body is ignored.
@@ -208,7 +208,7 @@ def clear_completed_tasks(user_id: str) -> Response:
 @tasks.operation("completeTask", "If-Match")
 @tasks.arguments(schemas.TaskCompletionSchema(), required=False)
 @tasks.response(200, schemas.TaskSchema, headers={"ETag": "ETag"})
-def complete_task(body: dict[str, Any], user_id: str, task_id: str | None) -> Response:
+def complete_task(body: dict[str, Any], user_id: str, task_id: TaskId) -> Response:
     """Toggle or set completion
 
     Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can be
@@ -265,7 +265,7 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     url = f"{quote(request.path)}?{urlencode(pairs, doseq=True, quote_via=quote)}"
     # The cursor of a later page can be longer, and a walk must not end before its last page.
     key = LONGEST_TITLE if cursor.sorting.sort == "title" else LONGEST_TIME
-    longest_cursor = schemas.encode_cursor(cursor._replace(key=key))
+    longest_cursor = schemas.encode_cursor(Cursor(cursor.sorting, cursor.id, key))
     if len(url) - len(text) + len(longest_cursor) > MAX_URL:
         longest, _ = max(query, key=lambda pair: len(str(pair[1])))
         raise Invalid({longest: ["Too long: the URL of the next page would not be accepted."]})
@@ -296,7 +296,7 @@ def ready() -> Response:
 
 
 def status_response() -> Response:
-    """The response of a check. From a cache, it could be that of a server which is down since."""
+    """The response of a check. No cache may keep it: the server could be down by now."""
     response = jsonify(status="ok")
     response.headers["Cache-Control"] = "no-store"
     return response
