@@ -192,7 +192,9 @@ IS_OWNED = Task.user_id == Parameter("user_id")
 IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
 NOT_DELETED = Task.deleted_at.is_null()
 # Whether a task is not deleted and has any revision, or an expected one.
-IS_CURRENT = NOT_DELETED & (Parameter("is_any") | sql.is_one_of(Task.revision, "expected", "uuid"))
+IS_CURRENT = NOT_DELETED & (
+    Parameter("expected").is_null() | sql.is_one_of(Task.revision, "expected", "uuid")
+)
 # Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, 36 - MARK_LENGTH + 1)  # A revision has 36 characters.
 HAS_MARK = sql.contains(Task.recent_writes, MARK)
@@ -309,8 +311,8 @@ def write_task(
 
     Only a conditional write that finds no row needs a second statement.
     """
-    values = options | {"user_id": user_id, "id": task_id, "revision": new_revision()}
-    values |= {"expected": expected, "is_any": expected is None}
+    values = options | {"user_id": user_id, "id": task_id, "expected": expected}
+    values["revision"] = new_revision()
     with request_limit():
         rows = send(query, *variant, **values) if task_id else []
         if rows:
