@@ -84,12 +84,11 @@ class QuerySchema(ma.Schema):
 class StrictParser(FlaskParser):
     """A parser that refuses a body that is not JSON; webargs itself treats such a body as empty."""
 
-    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+    def load_json(self, req: Request, schema: Any) -> Any:
         """Raises BadRequest, RequestEntityTooLarge or UnsupportedMediaType."""
         body = read_body(req)
-        is_optional = isinstance(schema, BodySchema) and schema.optional
         if not body:
-            if is_optional:
+            if schema.optional:
                 return {}
             raise BadRequest("The body is missing: expected a JSON object.")
         encoding = req.headers.get("Content-Encoding", "").lower()
@@ -101,7 +100,7 @@ class StrictParser(FlaskParser):
             place = f"line {error.lineno}, column {error.colno}"
             raise BadRequest(f"The body is not JSON in UTF-8: {place}.") from error
         # With a JSON Content-Type, axios's patch(url, null) sends `null` for no body.
-        return {} if is_optional and data is None else data
+        return {} if schema.optional and data is None else data
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> dict[str, list[str]]:
         return query_values(req)
