@@ -300,6 +300,15 @@ def test_an_unknown_id_asks_again_but_not_soon(issuer: Issuer, old: Key, new: Ke
     assert issuer.requests == 2
 
 
+def test_an_issuer_that_is_away_is_asked_again_but_not_soon(issuer: Issuer) -> None:
+    issuer.say(b"", "500 Internal Server Error")
+    keys = KeySet(issuer.url)
+    for _ in range(20):
+        with pytest.raises(ServiceUnavailable):
+            keys.find("old")
+    assert issuer.requests <= 3  # The pause is a second, then two.
+
+
 def test_a_rotated_key_is_found_and_the_old_one_forgotten(
     issuer: Issuer, new: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
