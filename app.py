@@ -108,7 +108,7 @@ def purge_daily(app: Flask, days: int) -> None:
     while True:
         pause = RETRY_PAUSE_S
         try:
-            with app.app_context(), suppress(ServiceUnavailable):
+            with app.app_context(), suppress(ServiceUnavailable):  # It is in the log.
                 if number := models.purge(days):
                     log.info("purged %d tasks from the trash", number)
                 pause = PURGE_PAUSE_S

@@ -29,7 +29,7 @@ WRONG: dict[type[Exception], str] = {
     jwt.InvalidIssuerError: "Wrong issuer: found iss {iss}, expected {issuer}",
     jwt.InvalidAudienceError: "Wrong audience: found aud {aud}, expected {audience}",
 }
-# What PyJWT also says of a claim that is there and empty.
+# For a missing claim and an empty one, PyJWT raises MissingRequiredClaimError, which has its name.
 MISSING_CLAIMS: dict[object, type[Exception]] = {
     "iss": jwt.InvalidIssuerError,
     "aud": jwt.InvalidAudienceError,

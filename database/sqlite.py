@@ -62,14 +62,14 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         # SQLite itself waits for its lock by polling, and some writers would never get it.
         writes = not sql.startswith("SELECT")
-        if writes and not self._write_lock.acquire(timeout=wait_s()):
+        if writes and not self._write_lock.acquire(timeout=lock_wait_s()):
             raise unavailable("the file is busy")
         try:
             if getattr(self._opened, "file", None) != self._file:
                 self.close()
             named = {**values, "now": rfc3339(datetime.now(UTC))}
             connection = self.connection()
-            connection.execute(f"PRAGMA busy_timeout = {int(1000 * wait_s())}")
+            connection.execute(f"PRAGMA busy_timeout = {int(1000 * lock_wait_s())}")
             # Check before the statement, too: the connection may have opened another file.
             self._check_file(self._opened.file)
             result = read(connection.execute(sql, named))
@@ -112,7 +112,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             Path(f"{self.database}-shm").unlink(missing_ok=True)
 
 
-def wait_s() -> float:
+def lock_wait_s() -> float:
     """How long to wait for one lock."""
     return min(REQUEST_TIMEOUT_S / 2, time_left())
 
