@@ -44,8 +44,8 @@ LOCK_WAIT_S, LOCK_PAUSE_S, LOST_CLIENT_S = 30.0, 0.02, 60.0
 # How long a migration waits for a table, and the pause before the next try: while it waits, every
 # request waits behind it. After a second (deadlock_timeout), PostgreSQL cancels an autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
-# Where libpq looks for a certificate. If it may not look there, such as in root's home after a
-# setuid, it uses no TLS. With the name of a file that does not exist, it does.
+# Where libpq looks for a client's certificate. If it may not look there, such as in root's home
+# after a setuid, it uses no TLS. With the name of a file that does not exist, it does.
 CLIENT_CERTIFICATE, NO_FILE = "~/.postgresql/postgresql.crt", "/no-such-folder/no-such-file"
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
@@ -85,9 +85,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def _connect(self) -> Connection:
         limit_s = min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)
-        certificate = {}
-        if not (self._has_certificate or os.path.exists(os.path.expanduser(CLIENT_CERTIFICATE))):
-            certificate["sslcert"] = NO_FILE
+        is_hidden = not self._has_certificate and may_not_look_for(CLIENT_CERTIFICATE)
+        certificate = {"sslcert": NO_FILE} if is_hidden else {}
         with time_limit(limit_s), self._hosts.options() as hosts:
             try:
                 connection = psycopg2.connect(
@@ -251,6 +250,16 @@ def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: R
         cursor.execute(f"{connection.preamble}{timeout}{sql}", values)
         connection.preamble = ""
         return read(cursor)
+
+
+def may_not_look_for(file: str) -> bool:
+    try:
+        os.stat(os.path.expanduser(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return False
 
 
 class Escaped:

@@ -55,7 +55,7 @@ def contains(text: Field, part: Node) -> Dialect:
 
 
 def holds_lock(name: str) -> Dialect:
-    """True, as soon as the transaction holds the lock of a parameter's text, which it keeps.
+    """True, once the transaction has the lock that a parameter's text names, until it ends.
 
     https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     SQLite has one writer at a time anyway.

@@ -82,6 +82,19 @@ def test_a_home_that_may_not_be_searched_does_not_matter(
         assert ann.create("x")["title"] == "x"
 
 
+def test_a_certificate_that_a_service_file_names_is_used(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
+) -> None:
+    broken, services = tmp_path / "broken.crt", tmp_path / "services"
+    broken.write_text("no certificate")
+    services.write_text(f"[tasks]\nsslcert={broken}\n")
+    names = {"PGSERVICEFILE": str(services), "PGSERVICE": "tasks"}
+    url = f"{cluster.url(database, pgbouncer)}?sslmode=require"
+    with Server(tmp_path, DATABASE_URL=url, **names) as server, User(server, "ann") as ann:
+        assert ann.get("/tasks").status_code == 503
+    assert str(broken) in server.log_file.read_text()
+
+
 def test_the_keys_of_an_issuer_come_over_tls_from_who_it_says_it_is(
     tmp_path: Path, certificate: Path
 ) -> None:
