@@ -255,10 +255,8 @@ def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: R
 def may_not_look_for(file: str) -> bool:
     try:
         os.stat(os.path.expanduser(file))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError | NotADirectoryError)
     return False
 
 
