@@ -113,8 +113,8 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     size = sum(map(sql.size_of, TEXTS), Value(240))
     so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
     # The rows stay in order: the outer query only filters them.
-    page = page.select_extend(size.alias("size"), so_far.alias("so_far"))
-    return page.select_from(SQL("*")).where(SQL("so_far - size") < Parameter("room_bytes"))
+    page = page.select_extend(so_far.alias("so_far"))
+    return page.select_from(SQL("*")).where(SQL("so_far") - size < Parameter("room_bytes"))
 
 
 def list_tasks(

@@ -86,7 +86,7 @@ def has_lines(text: Field, values: str, *, every: bool) -> Dialect:
 
 def size_of(text: Field) -> Dialect:
     """The length of a text in bytes, 0 for null."""
+    name = f"coalesce({text.name}, '')" if text.null else text.name
     return Dialect(
-        postgres=fn.coalesce(fn.octet_length(text), 0),
-        sqlite=fn.coalesce(fn.length(text.cast("BLOB")), 0),
+        postgres=SQL(f"octet_length({name})"), sqlite=SQL(f"length(CAST({name} AS BLOB))")
     )
