@@ -9,16 +9,19 @@ from psycopg2 import extensions
 # An idle connection is closed after one to two times this, except for the last one.
 MAX_IDLE_S = 60.0
 # PostgreSQL ends an idle connection to a vanished client within a minute. By default, Linux asks
-# after two hours.
-KEEPALIVES = (
+# after two hours. A statement whose client has left ends, too: a pooler could have begun it late.
+# Only PostgreSQL 14 and newer can tell, and some of them only on Linux.
+PREAMBLE = (
     "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; "
+    "SELECT set_config(name, '500', false) FROM pg_settings"
+    " WHERE name = 'client_connection_check_interval' AND version() ~ 'linux'; "
 )
 
 
 class Connection(extensions.connection):
     """A connection that knows what still has to precede its first statement."""
 
-    preamble = KEEPALIVES
+    preamble = PREAMBLE
 
 
 class Pool:

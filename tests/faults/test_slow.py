@@ -159,6 +159,28 @@ def test_a_write_that_nobody_answers_leaves_nothing_behind(
     assert max(answer.elapsed.total_seconds() for answer in answers) < 8
 
 
+@pytest.mark.slow
+def test_a_write_that_queued_in_a_full_pooler_leaves_nothing_behind(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
+) -> None:
+    """It gets its connection late, and its own deadline would end it long after its 503."""
+    url = cluster.url(database, pgbouncer) + "?sslmode=require"
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+        tasks = [user.create() for _ in range(30)]
+
+        def flip(task: dict[str, object]) -> requests.Response:
+            return requests.patch(f"{user.base}/tasks/{task['id']}/complete", timeout=20)
+
+        with locked(cluster, database, "LOCK TABLE task"), ThreadPoolExecutor(30) as pool:
+            answers = list(pool.map(flip, tasks))
+            time.sleep(1)
+            running = cluster.execute(RUNNING, database)
+        time.sleep(0.5)
+        assert {answer.status_code for answer in answers} == {503}
+        assert running == [(0,)]
+        assert not [task for task in user.tasks() if task["completed"]]
+
+
 @with_short_and_real_deadlines
 def test_a_write_that_was_given_up_does_not_arrive_later(
     server: Server, network: Network, app: str
