@@ -36,7 +36,7 @@ graceful_timeout = 9  # A request takes at most about 8 s, unless it waits for a
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.
 limit_request_line = MAX_REQUEST_LINE
-limit_request_field_size = 32 * 1024  # A token can be long, too.
+limit_request_field_size = 32 * 1024 + len("\r\n")  # A token can be long, too.
 permit_unconventional_http_method = True  # The application answers with a 405.
 # No answer depends on the scheme, and a SCRIPT_NAME header would change the routing.
 secure_scheme_headers: dict[str, str] = {}
