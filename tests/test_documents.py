@@ -14,6 +14,8 @@ import pytest
 import requests
 from support.server import ROOT, Server, User
 
+from settings import PLATFORM_VARIABLES
+
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("docs/*.md")),
@@ -108,3 +110,9 @@ def test_the_frontend_of_the_readme_works(tmp_path: Path, guarded: bool) -> None
         assert [(task["title"], task["completed"]) for task in user.tasks()] == [("Buy milk", True)]
         if guarded:
             assert "token" in run(server, "x.y.z")
+
+
+def test_the_document_for_deploys_names_every_sign_of_a_platform() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    (names,) = re.findall(r"detects a platform by any of these variables: ([^.]+)\.", text)
+    assert set(re.findall(r"`(\w+)`", names)) == PLATFORM_VARIABLES
