@@ -106,9 +106,12 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         SQLite would delete it, or write it into the new file.
         """
         wal, file = Path(f"{self.database}-wal"), file_identity(self.database)
-        was_replaced = self._file not in {None, file} and file_identity(str(wal)) == self._wal
-        if wal.exists() and (file is None or was_replaced):
-            wal.rename(f"{wal}.old")
+        is_old_wal = file_identity(str(wal)) in {None, self._wal}
+        was_replaced = self._file not in {None, file} and is_old_wal
+        if file is None or was_replaced:
+            if wal.exists():
+                wal.rename(f"{wal}.old")
+            # The log's index. SQLite would believe it as long as a connection has it open.
             Path(f"{self.database}-shm").unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +168,31 @@ def test_no_write_is_acknowledged_into_a_file_that_is_gone(tmp_path: Path, how: 
     assert found == acknowledged | kept
     print(f"\n{how}: {refused} refused, {len(acknowledged)} acknowledged, all of them found")
     assert '"level":"error"' not in server.log_file.read_text()
+
+
+def test_a_file_is_moved_away_with_its_log_but_without_its_index(tmp_path: Path) -> None:
+    """While clients write, so that other connections hold the index of the old log."""
+    file, moved = tmp_path / "tasks.db", tmp_path / "moved.db"
+    stopped = threading.Event()
+    statuses: list[tuple[float, int]] = []
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{file}") as server:
+
+        def create() -> None:
+            with User(server, "ann") as user:
+                while not stopped.is_set():
+                    status = user.post("/tasks", json={"title": "x"}).status_code
+                    statuses.append((time.monotonic(), status))
+
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(4):
+                pool.submit(create)
+            time.sleep(1)
+            file.rename(moved)
+            Path(f"{file}-wal").rename(f"{moved}-wal")
+            later = time.monotonic() + 2
+            time.sleep(3)
+            stopped.set()
+    assert {status for at, status in statuses if at > later} == {201}
 
 
 @pytest.mark.parametrize("had_it_open", [True, False])
