@@ -366,9 +366,9 @@ def restore_task(user_id: str, task_id: TaskId) -> StoredTask:
 
 
 def is_removable(of_user: bool, task: Any = Task) -> Any:
-    """Whether to remove a task: any of this user, or one of anyone that was deleted long ago."""
+    """Whether to remove a task: one of this user, or one of anyone that was deleted long ago."""
     if of_user:
-        return task.user_id == Parameter("user_id")
+        return (task.user_id == Parameter("user_id")) & (task.created_at <= Parameter("newest"))
     return task.deleted_at < sql.days_ago("days")
 
 
@@ -387,17 +387,17 @@ def remove(of_user: bool) -> Node:
 
 
 @statement
-def select_count() -> Node:
-    return Task.select(fn.COUNT(1)).where(IS_OWNED)
+def select_count_and_newest() -> Node:
+    return Task.select(fn.COUNT(1), fn.MAX(Task.created_at)).where(IS_OWNED)
 
 
 def forget(user_id: str) -> int:
-    """Remove all tasks of a user, also those in the trash. Returns their number before.
+    """Remove all tasks that a user has now, also those in the trash. Returns their number.
 
-    Raises NotRemovable.
+    Tasks that the user creates meanwhile stay: otherwise, it might never end. Raises NotRemovable.
     """
-    ((number,),) = send(select_count, user_id=user_id)
-    for _ in remove_batches(True, user_id=user_id):
+    ((number, newest),) = send(select_count_and_newest, user_id=user_id)
+    for _ in remove_batches(True, user_id=user_id, newest=newest):
         pass
     return int(number)
 

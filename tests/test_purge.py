@@ -312,6 +312,31 @@ def test_forget_ends_although_the_user_creates_a_task_again(
     assert titles(database_url) == ["again"]
 
 
+def test_forget_ends_while_the_user_creates_tasks(tmp_path: Path, database_url: str) -> None:
+    insert_by_hand(database_url, "ann", "first")
+    stopped = threading.Event()
+    with Server(tmp_path, DATABASE_URL=database_url) as server:
+
+        def create() -> None:
+            with User(server, "ann") as user:
+                while not stopped.is_set():
+                    user.create("new")
+
+        clients = [threading.Thread(target=create) for _ in range(4)]
+        for client in clients:
+            client.start()
+        timer = threading.Timer(20, stopped.set)
+        timer.start()
+        result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
+        timer.cancel()
+        ended_first = not stopped.is_set()
+        stopped.set()
+        for client in clients:
+            client.join()
+    assert (result.exit_code, ended_first) == (0, True)
+    assert "first" not in titles(database_url)
+
+
 def test_a_user_who_is_forgotten_begins_anew(tmp_path: Path, database_url: str) -> None:
     content = {"json": {"title": "x"}, "headers": {"Idempotency-Key": "1"}}
     with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "用 户") as user:
