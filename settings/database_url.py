@@ -78,10 +78,8 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
     expected = f"{POSTGRES_FORM}, with special characters in the password percent-encoded"
     check("DATABASE_URL", valid, expected)
     check("DATABASE_URL", not reason, f"parameters that libpq accepts, which says: {reason}")
-    if parts.get("sslrootcert") == "system":
+    if parts.get("sslrootcert", os.environ.get("PGSSLROOTCERT")) == "system":
         set_certificate_paths()
-        valid = parts.get("sslmode", "verify-full") == "verify-full"
-        check("DATABASE_URL", valid, "sslmode=verify-full or none with sslrootcert=system")
     search_path = SEARCH_PATH.search(given.get("options", ""))
     schema = given.get("schema") or (search_path[1].split(",")[0] if search_path else "public")
     expected = "a schema of up to 63 letters, digits and _, a letter first"

@@ -32,12 +32,15 @@ def trusting(tmp_path: Path, certificate: Path) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", WITH_FOLDER, str(folder), os.path.realpath(system)]
 
 
-def migrate(folder: Path, before: list[str], url: str) -> subprocess.CompletedProcess[str]:
+def migrate(
+    folder: Path, before: list[str], url: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """What needs a connection to the database, and says why it has none."""
+    environment |= {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "DATABASE_URL": url}
     return subprocess.run(
         [*before, sys.executable, "-m", "flask", "--app", "app", "migrate"],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "DATABASE_URL": url},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=30,
@@ -50,6 +53,14 @@ def test_an_authority_of_the_system_is_believed(
 ) -> None:
     url = cluster.url(database, pgbouncer).replace("127.0.0.1", "localhost")
     done = migrate(tmp_path, trusting, f"{url}?sslrootcert=system{mode}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, APPLIED, "")
+
+
+def test_libpqs_own_variable_names_the_authorities_of_the_system(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, trusting: list[str]
+) -> None:
+    url = cluster.url(database, pgbouncer).replace("127.0.0.1", "localhost")
+    done = migrate(tmp_path, trusting, url, PGSSLROOTCERT="system", PGSSLMODE="verify-full")
     assert (done.returncode, done.stdout, done.stderr) == (0, APPLIED, "")
 
 
