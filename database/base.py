@@ -61,7 +61,7 @@ class TaskDatabase(peewee.Database):
         self._upgrade_lock = threading.Lock()
         self._upgrade: Future[list[str]] | None = None
         self._upgrade_started = 0.0
-        self._schema_is_current = False
+        self._schema_is_current = self._is_upgrading = False
         self._released_at = 0.0
 
     def send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
@@ -104,6 +104,8 @@ class TaskDatabase(peewee.Database):
         try:
             upgrade.result(max(0.0, min(wait_s, time_left())))
         except TimeoutError as error:
+            if not self._is_upgrading:
+                raise unavailable("no response in time") from error
             raise unavailable("the schema is being upgraded", UPGRADING) from error
         except OSError as error:
             raise unavailable(error) from error
@@ -117,6 +119,7 @@ class TaskDatabase(peewee.Database):
 
         Raises ServiceUnavailable, or UnusableSchema.
         """
+        self._is_upgrading = True
         with self._schema_lock():
             applied = self._applied()
             if any(applied) and not self._has_table():

@@ -174,6 +174,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         pool.close()
 
     def migrate(self) -> list[str]:
+        self._is_upgrading = False
         # Most starts thus need no lock, which another server may hold for long.
         with self._own_connection(), time_limit(CONNECT_TIMEOUT_S):
             self._schema_is_current = all(self._applied()) and self._has_table()

@@ -190,6 +190,19 @@ def test_a_table_beside_the_migrations_of_another_program(tmp_path: Path, own_ur
     assert change_by_hand(own_url, "SELECT name FROM schema_migration") == [("0001_users",)]
 
 
+@pytest.mark.parametrize("own_url", ["postgres"], indirect=True)
+def test_a_silent_database_is_not_being_upgraded(tmp_path: Path, own_url: str) -> None:
+    assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
+    with closing(psycopg2.connect(own_url)) as other:
+        other.cursor().execute("LOCK TABLE schema_migration")
+        with Server(tmp_path, app=HASTY, DATABASE_URL=own_url) as server:
+            problems = [requests.get(f"{server.url}/ready").json() for _ in range(4)]
+            assert {problem["status"] for problem in problems} == {503}
+            assert not any(problem["detail"] == UPGRADING for problem in problems)
+            other.rollback()
+            eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 5)
+
+
 @pytest.mark.parametrize(
     "table",
     [
