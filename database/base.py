@@ -23,10 +23,10 @@ UPGRADE_CHECK_S = 60.0
 RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database cannot be reached. Nothing has changed. Try again soon."
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
-FOREIGN_TABLE = (
-    "DATABASE_URL: the database has a table `{}` of another program: expected another database,"
-    " or in PostgreSQL another schema (?schema=NAME)"
+FOREIGN_NAME = (
+    "DATABASE_URL: {}: expected another database, or in PostgreSQL another schema (?schema=NAME)"
 )
+FOREIGN_TABLE = FOREIGN_NAME.format("the database has a table `{}` of another program")
 MISSING_TABLE = (
     "DATABASE_URL: the table `task` is missing: restore it, or drop `schema_migration`, too"
 )

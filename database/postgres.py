@@ -16,10 +16,12 @@ import psycopg2
 from psycopg2 import errors, extensions
 
 from database.base import (
+    FOREIGN_NAME,
     NOTHING_CHANGED,
     UPGRADING,
     Read,
     TaskDatabase,
+    UnusableSchema,
     one_line,
     request_limit,
     time_left,
@@ -60,6 +62,13 @@ DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
 # The statement itself is wrong, unless the database's user may not send it.
 STATEMENT_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.ProgrammingError)
 MISSING_RIGHT = "42501"
+# Another program, or a copy of the table, uses a name that a migration needs.
+NAME_ERRORS = (
+    errors.DuplicateObject,
+    errors.DuplicateTable,
+    errors.UndefinedColumn,
+    errors.WrongObjectType,
+)
 # The tables are not whole, for instance while the database is restored, or to an earlier time.
 SCHEMA_ERRORS = (
     errors.UndefinedTable,
@@ -186,7 +195,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         try:
             yield
         except (peewee.PeeweeException, *DRIVER_ERRORS) as error:
-            if isinstance(getattr(error, "orig", error), errors.LockNotAvailable):
+            original = getattr(error, "orig", error)
+            if isinstance(original, NAME_ERRORS):
+                raise UnusableSchema(FOREIGN_NAME.format(one_line(original))) from error
+            if isinstance(original, errors.LockNotAvailable):
                 busy = TimeoutError("another transaction uses the table")
                 problem = unavailable(busy, UPGRADING)
                 sleep(TABLE_PAUSE_S)  # Before the next request tries again.

@@ -13,7 +13,15 @@ from typing import Any
 
 import peewee
 
-from database.base import REQUEST_TIMEOUT_S, Read, TaskDatabase, time_left, unavailable
+from database.base import (
+    FOREIGN_NAME,
+    REQUEST_TIMEOUT_S,
+    Read,
+    TaskDatabase,
+    UnusableSchema,
+    time_left,
+    unavailable,
+)
 
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
@@ -96,6 +104,9 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 self._file = self._opened.file = file_identity(self.database)
                 yield
         except (OSError, peewee.DatabaseError) as error:
+            original = getattr(error, "orig", error)
+            if getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+                raise UnusableSchema(FOREIGN_NAME.format(original)) from error
             raise unavailable(error) from error
         finally:
             self.close()

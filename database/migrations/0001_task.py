@@ -40,4 +40,5 @@ def up(migrator: Any, db: Database) -> None:
             primary_key = CompositeKey("user_id", "id")
             indexes = ((("user_id", "created_at", "id"), False),)
 
-    db.create_tables([Task])
+    # With IF NOT EXISTS, an index of another table would do.
+    db.create_tables([Task], safe=False)

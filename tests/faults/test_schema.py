@@ -223,6 +223,41 @@ def test_a_table_task_of_somebody_else_stops_the_start(
     )
 
 
+def test_the_indexes_of_a_kept_copy_stop_the_start(tmp_path: Path, own_url: str) -> None:
+    assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
+    change_by_hand(own_url, "ALTER TABLE task RENAME TO task_old")
+    change_by_hand(own_url, "DROP TABLE schema_migration")
+    server = Server(tmp_path, DATABASE_URL=own_url)
+    assert server.process.wait(10) == 4
+    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    assert "already exists" in line
+    change_by_hand(own_url, "DROP TABLE task_old")
+    with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as ann:
+        ann.create()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "CREATE TYPE task AS ENUM ('a')",
+        "CREATE TYPE schema_migration AS ENUM ('a')",
+        "CREATE SEQUENCE schema_migration",
+        "CREATE TABLE schema_migration (name text)",
+        "CREATE TABLE other (a integer); CREATE INDEX task_deleted_at ON other (a)",
+        "CREATE TABLE other (a integer); CREATE INDEX task_user_id_created_at_id ON other (a)",
+    ],
+)
+@pytest.mark.parametrize("own_url", ["postgres"], indirect=True)
+def test_a_name_that_somebody_else_uses_stops_the_start(
+    tmp_path: Path, own_url: str, other: str
+) -> None:
+    change_by_hand(own_url, other)
+    server = Server(tmp_path, DATABASE_URL=own_url)
+    assert server.process.wait(10) == 4
+    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    assert "expected another database" in line
+
+
 def test_a_table_of_migrations_of_somebody_else_stops_the_start(
     tmp_path: Path, own_url: str
 ) -> None:
