@@ -115,6 +115,7 @@ def test_another_origin_gets_nothing(user: User, origin: str) -> None:
         *("/api/a/tasks/1/restore", "/api/a/tasks/deleted", "/api/a/tasks/completed/clear"),
         *("/api/a/tasks/completed", "/api/a/tasks/deleted/complete"),
         *("/api//tasks", "/api/%FF/tasks", "/api/a%00/tasks", f"/api/{'a' * 256}/tasks"),
+        *("/health", "/nope"),
     ],
 )
 def test_a_preflight_passes_so_that_the_404_can_be_read(
@@ -147,10 +148,15 @@ def test_without_an_origin_there_is_nothing_but_vary(user: User) -> None:
     assert response.headers["Vary"] == "Origin"
 
 
-def test_only_the_api_is_opened(server: Server) -> None:
-    for path in ("/health", "/docs", "/openapi.json"):
-        response = requests.get(server.url + path, headers={"Origin": LISTED})
-        assert allowed(response) == {}
+@pytest.mark.parametrize(
+    "path, status", [("/health", 200), ("/ready", 200), ("/openapi.json", 200), ("/tasks", 404)]
+)
+def test_a_page_may_ask_whether_the_service_is_up(server: Server, path: str, status: int) -> None:
+    """It would show the service as down if it could not read the answer."""
+    response = requests.get(server.url + path, headers={"Origin": LISTED})
+    assert response.status_code == status
+    assert response.headers["Access-Control-Allow-Origin"] == LISTED
+    assert response.headers["Vary"] == "Origin"
 
 
 ORIGINS = "https://A.example:443/, http://[::1]:3000,http://x.y:80, app-extension://140BB581-4D"
