@@ -21,12 +21,17 @@ POSTGRES_URL = re.compile(
 )
 NOWHERE = "/no-such-folder"
 POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
+PASSWORD_FORM = f"{POSTGRES_FORM}, with special characters in the password percent-encoded"
 # In `options`. https://www.postgresql.org/docs/current/libpq-connect.html
 SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)+)\s*")
+# Prisma's parameter, JDBC's, and pgx's.
+SCHEMA_PARAMETERS = ("schema", "currentSchema", "search_path")
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
 # Other drivers' words for an `sslmode`.
 SSL_MODES = {"true": "require", "1": "require", "no-verify": "require"}
 SSL_MODES |= {"false": "prefer", "0": "prefer"}
+# A part of a password that is not percent-encoded can look like a parameter. Its name does not.
+PARAMETER_NAME = re.compile(r"[a-z][\w.-]*", re.ASCII | re.IGNORECASE)
 
 
 def read_database_url(variables: Variables) -> tuple[str, str]:
@@ -57,42 +62,67 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
     A URL that is copied from another driver's settings has such parameters (`?pgbouncer=true`). The
     schema is `?schema=NAME`, or the search_path in `options`.
     """
-    given = dict(parse_qsl(query))
+    query = query.replace("&amp;", "&")  # Copied from the source of a page.
+    given = {find_libpq_name(name): value for name, value in parse_qsl(query)}
+    parameters = to_libpq_parameters(query, has_mode="sslmode" in given)
+    url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
+    parts = parse_url(url)
+    reason = find_libpq_error(url, parts) if parts else ""
+    # A message about the port is not repeated: it can contain a part of the password.
+    valid = parts and not set(host) & set("@&=") and not re.search(r"\bport\b", reason)
+    check("DATABASE_URL", valid, PASSWORD_FORM)
+    expected = f"parameters that libpq accepts, which says: {reason}"
+    check("DATABASE_URL", not reason, expected)
+    if parts.get("sslrootcert", os.environ.get("PGSSLROOTCERT")) == "system":
+        set_certificate_paths()
+    names = [*map(given.get, SCHEMA_PARAMETERS), *SEARCH_PATH.findall(given.get("options", ""))]
+    schema = next(filter(None, names), "public").split(",")[0]
+    expected = "a schema of up to 63 letters, digits and _, a letter first"
+    check("DATABASE_URL", SCHEMA_NAME.fullmatch(schema), expected)
+    return url, schema
+
+
+def to_libpq_parameters(query: str, *, has_mode: bool) -> list[str]:
+    """The parameters in `query` that libpq knows, in its own spelling."""
     parameters = []
     for name, _, value in (parameter.partition("=") for parameter in query.split("&")):
-        if name == "ssl" and "sslmode" in given:
+        name = find_libpq_name(name)
+        if name == "ssl" and has_mode:
             continue
         if name in {"ssl", "sslmode"}:
             name, value = "sslmode", SSL_MODES.get(value.lower(), value.lower())
         elif name == "unix_sock":
-            name, value = "host", value.rpartition("/")[0]
+            name, value = "host", unquote(value).rpartition("/")[0]
         elif name == "options":  # Poolers refuse a search_path. Each statement names its schema.
             value = quote(SEARCH_PATH.sub("", unquote(value)).strip())
-        if value and parse_url(f"postgresql://?{name}=x"):
+        if value and is_libpq_name(name):
             parameters.append(f"{name}={value}")
-    url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
-    parts = parse_url(url)
-    reason = find_libpq_error(url, parts)
-    # A message about the port is not repeated: it can contain a part of the password.
-    valid = parts and "@" not in host and not re.search(r"\bport\b", reason)
-    expected = f"{POSTGRES_FORM}, with special characters in the password percent-encoded"
-    check("DATABASE_URL", valid, expected)
-    check("DATABASE_URL", not reason, f"parameters that libpq accepts, which says: {reason}")
-    if parts.get("sslrootcert", os.environ.get("PGSSLROOTCERT")) == "system":
-        set_certificate_paths()
-    search_path = SEARCH_PATH.search(given.get("options", ""))
-    schema = given.get("schema") or (search_path[1].split(",")[0] if search_path else "public")
-    expected = "a schema of up to 63 letters, digits and _, a letter first"
-    check("DATABASE_URL", SCHEMA_NAME.fullmatch(schema), expected)
-    return url, schema
+        elif name or value:
+            is_other = PARAMETER_NAME.fullmatch(name) and "@" not in value
+            check("DATABASE_URL", is_other, PASSWORD_FORM)
+    return parameters
 
 
 def parse_url(url: str) -> dict[str, Any]:
     """The options in `url` by libpq's names; empty if libpq cannot parse it."""
     try:
         return parse_dsn(url)
-    except psycopg2.ProgrammingError:
+    except (psycopg2.ProgrammingError, UnicodeDecodeError):
         return {}
+
+
+def is_libpq_name(name: str) -> bool:
+    return name == "ssl" or bool(parse_url(f"postgresql://?{name}=x"))
+
+
+def find_libpq_name(name: str) -> str:
+    """libpq's name for a parameter that another driver spells `sslMode`, `ssl-mode` or `SSLMODE`.
+
+    If it were dropped, the connection could be in the clear, or to anyone.
+    """
+    snake = re.sub(r"\B(?=[A-Z])|-", "_", name).lower()
+    spellings = (name, snake, snake.replace("_", ""))
+    return next((spelling for spelling in spellings if is_libpq_name(spelling)), name)
 
 
 def find_libpq_error(url: str, parts: dict[str, Any]) -> str:
