@@ -30,6 +30,8 @@ SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
 # Other drivers' words for an `sslmode`.
 SSL_MODES = {"true": "require", "1": "require", "no-verify": "require"}
 SSL_MODES |= {"false": "prefer", "0": "prefer"}
+# What a dashboard shows for a password, or a template that nobody has filled in.
+PLACEHOLDER = re.compile(r"\[[A-Z _-]+\]|<[\w -]+>|\$?\{\{?[\w .-]+\}\}?|\*{3,}|•+", re.IGNORECASE)
 # A part of a password that is not percent-encoded can look like a parameter. Its name does not.
 PARAMETER_NAME = re.compile(r"[a-z][\w.-]*", re.ASCII | re.IGNORECASE)
 
@@ -71,7 +73,10 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
     # A message about the port is not repeated: it can contain a part of the password.
     valid = parts and not set(host) & set("@&=") and not re.search(r"\bport\b", reason)
     check("DATABASE_URL", valid, PASSWORD_FORM)
-    expected = f"parameters that libpq accepts, which says: {reason}"
+    for name in ("user", "password", "host", "dbname"):
+        expected = f"the {name} itself, not a placeholder such as [YOUR-PASSWORD] or ${{NAME}}"
+        check("DATABASE_URL", not PLACEHOLDER.fullmatch(parts.get(name, "")), expected)
+    expected = f"parameters that libpq accepts, also in its PG… variables, which says: {reason}"
     check("DATABASE_URL", not reason, expected)
     if parts.get("sslrootcert", os.environ.get("PGSSLROOTCERT")) == "system":
         set_certificate_paths()

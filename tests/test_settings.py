@@ -265,6 +265,35 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
     assert "pass" not in message.replace("PASSWORD", "").replace("password", "")
 
 
+@pytest.mark.parametrize(
+    "given, part",
+    [
+        ("postgresql://postgres.ref:[YOUR-PASSWORD]@aws-0.pooler.supabase.com:6543/db", "password"),
+        ("postgresql://ann:[your%20password]@host/db", "password"),
+        ("postgresql://ann:<password>@host/db", "password"),
+        ("postgresql://ann:****@host/db", "password"),
+        ("postgresql://ann:\u2022\u2022\u2022\u2022@host/db", "password"),
+        ("postgresql://ann:${POSTGRES_PASSWORD}@db:5432/tasks", "password"),
+        ("postgresql://${{PGUSER}}:x@${{RAILWAY_PRIVATE_DOMAIN}}:5432/${{PGDATABASE}}", "user"),
+        ("postgresql://ann:x@<host>/db", "host"),
+        ("postgresql://ann:x@host/{dbname}", "dbname"),
+    ],
+)
+def test_a_placeholder_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, given: str, part: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", given)
+    message = f"^DATABASE_URL: expected the {part} itself, not a placeholder"
+    with pytest.raises(settings.InvalidSetting, match=message):
+        settings.read_settings()
+
+
+@pytest.mark.parametrize("password", ["[a1]", "<x", "a<b>", "$1{2}", "**", "{a}b", "$a", "[a]b"])
+def test_a_password_is_no_placeholder(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url := f"postgresql://ann:{password}@host/db")
+    assert settings.read_settings().database_url == url
+
+
 def test_kerberos_may_be_required(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{NEON}?gssencmode=require"
     monkeypatch.setenv("DATABASE_URL", url)
