@@ -39,6 +39,7 @@ PARAMETER_NAME = re.compile(r"[a-z][\w.-]*", re.ASCII | re.IGNORECASE)
 def read_database_url(variables: Variables) -> tuple[str, str]:
     """The URL in the form that libpq or SQLite needs, and the schema of the tables."""
     text = variables.text("DATABASE_URL")
+    variables.export("PG")
     if match := POSTGRES_URL.fullmatch(text):
         return read_postgres_url(**match.groupdict(""))
     if not text and variables.on_platform:

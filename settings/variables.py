@@ -56,6 +56,12 @@ class Variables:
         items = self.text(name, default).split(",")
         return tuple(item.strip() for item in items if item.strip())
 
+    def export(self, prefix: str) -> None:
+        """Copy what only the file has into the environment, from which libraries read it."""
+        for name, value in self._values.items():
+            if name.startswith(prefix):
+                os.environ.setdefault(name, value)
+
     def number(self, name: str, default: int, least: int, most: int) -> int:
         digits = self.text(name, str(default))
         valid = re.fullmatch("[0-9]{1,9}", digits) and least <= int(digits) <= most

@@ -1,5 +1,6 @@
 """The settings: which spellings are accepted, and which values stop the start."""
 
+import os
 import re
 import sqlite3
 import subprocess
@@ -292,6 +293,20 @@ def test_a_placeholder_stops_the_start(
 def test_a_password_is_no_placeholder(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
     monkeypatch.setenv("DATABASE_URL", url := f"postgresql://ann:{password}@host/db")
     assert settings.read_settings().database_url == url
+
+
+def test_libpqs_variables_may_be_in_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Flask's commands find them there, too."""
+    for name in ("PGUSER", "PGSSLMODE"):
+        monkeypatch.setenv(name, "")  # So that it is removed again.
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://host/db")
+    monkeypatch.setenv("PGUSER", "ann")
+    (tmp_path / ".env").write_text("PGUSER='bob'\nPGSSLMODE='require'\n")
+    settings.read_settings()
+    assert (os.environ["PGUSER"], os.environ["PGSSLMODE"]) == ("ann", "require")
 
 
 def test_kerberos_may_be_required(monkeypatch: pytest.MonkeyPatch) -> None:
