@@ -31,6 +31,9 @@ MISSING_TABLE = (
     "DATABASE_URL: the table `task` is missing: restore it, or drop `schema_migration`, too"
 )
 
+# libpq's further lines that are worth a place in the log.
+FURTHER_LINES = ("connection to server at", "Either provide the file, use the system's trusted")
+
 log = logging.getLogger("tasks.database")
 this_thread = threading.local()  # `this_thread.deadline` ends this thread's waits.
 T = TypeVar("T")
@@ -211,10 +214,11 @@ def unavailable(
 def one_line(reason: object) -> str:
     """The first line of an error's message, also if the driver could not decode it.
 
-    Further lines can contain values. But if libpq tried several hosts, each has a line.
+    Further lines can contain values. But libpq has one for each further host that it tried, and one
+    with advice about certificates.
     """
     if isinstance(reason, UnicodeDecodeError):
         reason = reason.object.decode(errors="replace")
     first, *others = str(reason).strip().split("\n")
-    hosts = [line for line in others if line.startswith("connection to server at")]
-    return "; ".join([first, *hosts]) if first else repr(reason)
+    more = [line for line in others if line.startswith(FURTHER_LINES)]
+    return "; ".join([first, *more]) if first else repr(reason)

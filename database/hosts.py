@@ -80,7 +80,7 @@ def resolve(given: list[Host]) -> list[Host]:
             infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
             hosts += [(name, str(info[4][0]), port) for info in infos]
         except OSError as error:  # Another name may have an address.
-            failure = error
+            failure = OSError(f"cannot find the host {name!r}: {error.strerror}")
     if failure and not hosts:
         raise failure
     return hosts

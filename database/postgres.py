@@ -108,7 +108,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     keepalives_count=3,
                 )
             except (psycopg2.OperationalError, TimeoutError) as error:
-                raise type(error)(f"cannot connect: {one_line(error)}") from error
+                # libpq's message does not always name the host.
+                names = ", ".join(dict.fromkeys(hosts.get("host", "its socket").split(",")))
+                raise type(error)(f"cannot connect to {names}: {one_line(error)}") from error
         if connection.get_parameter_status("server_encoding") not in {"UTF8", None}:
             connection.close()
             raise psycopg2.OperationalError("the database's encoding is not UTF8")

@@ -191,6 +191,19 @@ def test_migrate_says_what_it_did(tmp_path: Path, own_url: str) -> None:
         assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
 
 
+@pytest.mark.parametrize(
+    "host, said",
+    [
+        ("nowhere.invalid", "cannot find the host 'nowhere.invalid': "),
+        ("127.0.0.1:9", "cannot connect to 127.0.0.1: Connection refused"),
+        ("localhost:9", "cannot connect to localhost: "),
+    ],
+)
+def test_a_host_that_cannot_be_reached_is_named(tmp_path: Path, host: str, said: str) -> None:
+    result = run_command(tmp_path, "migrate", DATABASE_URL=f"postgresql://ann:pass1@{host}/db")
+    assert result.exit_code == 1 and said in result.stderr and "pass1" not in result.stderr
+
+
 @contextmanager
 def schema_lock(database_url: str) -> Iterator[None]:
     """What a server holds while it makes the schema."""

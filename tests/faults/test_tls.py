@@ -73,6 +73,16 @@ def test_another_authority_is_not(
     assert "certificate verify failed" in done.stderr
 
 
+def test_who_has_no_file_of_authorities_is_told_what_to_do(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
+) -> None:
+    """CockroachDB's console and Neon's documentation show such a URL."""
+    done = migrate(tmp_path, [], f"{cluster.url(database, pgbouncer)}?sslmode=verify-full")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "cannot connect to 127.0.0.1: root certificate file" in done.stderr
+    assert "sslrootcert=system" in done.stderr
+
+
 def test_the_name_of_the_server_counts(
     tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, trusting: list[str]
 ) -> None:
