@@ -28,7 +28,8 @@ Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 
 Every response has an `X-Request-ID`, which is also in the server's log. A request may bring its
 own: 1 to 128 letters, digits and `_.:/+=@~-`. The web server itself refuses requests that are not
-valid HTTP, whose headers are too long or that arrive too slowly: with a short page, without an id.
+valid HTTP, or whose line or headers are too long, with a short page, and those that arrive too
+slowly, with an empty 408. These answers have no id.
 """
 
 # The pause after a purge of the trash, and after one that failed: a day, and an hour.
