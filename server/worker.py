@@ -33,8 +33,9 @@ from server.connection import Connection
 CLIENT_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 2.0
 # A request that no thread has taken for so long is a 503: its client may have given up.
 MAX_QUEUE_S = 8.0
-# The master asks for the heartbeats every second. After a longer pause it was frozen itself.
-MAX_MASTER_PAUSE_S = 2.0
+# The master asks for the heartbeats every second, and the event loop waits as long as it intends
+# to. After a pause that is longer by this, the process was frozen.
+MAX_PAUSE_S = 2.0
 # The most data that may wait in the loop.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 # The most that is received in one call.
@@ -107,7 +108,7 @@ class Heartbeat(WorkerTmp):
     def last_update(self) -> float:
         """When the worker was last alive, for the master."""
         now = monotonic()
-        if now > self._asked_at + MAX_MASTER_PAUSE_S:
+        if now > self._asked_at + MAX_PAUSE_S:
             self._thawed_at = now
         self._asked_at = now
         return float(max(super().last_update(), self._thawed_at))
@@ -162,6 +163,19 @@ class Worker(ThreadWorker):
         if not super().is_parent_alive():
             self.alive = False  # Never True: a signal may have come during the call.
         return bool(self.alive)
+
+    def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
+        """Handle what arrives. After the container was frozen, every deadline starts anew.
+
+        Python's wait then ends without events (PEP 475), and Gunicorn would drop connections that
+        are past their deadline with the requests that woke the container.
+        """
+        until = monotonic() + (timeout or 0.0)
+        super().wait_for_and_dispatch_events(timeout)
+        if monotonic() > until + MAX_PAUSE_S:
+            self.waiting = dict.fromkeys(self.waiting, monotonic() + CLIENT_TIMEOUT_S)
+            for conn in self.keepalived_conns:
+                conn.set_timeout()
 
     def enqueue_req(self, conn: Any) -> None:
         """Wait for the next request on a connection."""

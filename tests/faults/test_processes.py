@@ -18,10 +18,15 @@ import pytest
 import requests
 from gunicorn.workers.gthread import ThreadWorker
 from support.network import Load, Network, eventually
-from support.server import ROOT, Server, User
+from support.server import HASTY, ROOT, Server, User
 
 from server.worker import MethodQueue, Worker
 from testbed.cluster import Cluster
+
+REQUEST = (
+    b"POST /api/ann/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 14\r\n\r\n{"title": "x"}'
+)
 
 
 @pytest.fixture
@@ -318,6 +323,33 @@ def test_a_container_that_was_frozen_answers_the_requests_that_wake_it(
         assert "TIMEOUT" not in server.log_file.read_text()
         print("60 of 60 requests were answered after three times of 5 s")
     assert cluster.execute("SELECT count(*) FROM task", database) == [(60,)]
+
+
+@pytest.mark.parametrize("sent", [b"", REQUEST[:-9], REQUEST[:-40]], ids=["none", "half", "head"])
+@pytest.mark.parametrize("was_used", [False, True], ids=["new", "kept"])
+def test_a_freeze_does_not_count_in_the_deadlines_of_connections(
+    tmp_path: Path, sent: bytes, was_used: bool
+) -> None:
+    """It is longer than a client may take for a request, and than a connection is kept."""
+    options = {"app": HASTY, "DATABASE_URL": f"sqlite:///{tmp_path / 'tasks.db'}"}
+    with Server(tmp_path, "--keep-alive", "2", **options) as server, ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(server.address, timeout=5))
+            for _ in range(8)
+        ]
+        for client in clients:
+            if was_used:
+                client.sendall(REQUEST)
+                assert client.recv(65536).startswith(b"HTTP/1.1 201 ")
+            client.sendall(sent)
+        time.sleep(0.5)
+        signal_all(server, signal.SIGSTOP)
+        time.sleep(4)
+        for client in clients:
+            client.sendall(REQUEST[len(sent) :])
+        signal_all(server, signal.SIGCONT)
+        for client in clients:
+            assert client.recv(65536).startswith(b"HTTP/1.1 201 ")
 
 
 @pytest.mark.slow
