@@ -42,10 +42,16 @@ def next_timestamp(previous: TimestampField) -> Dialect:
 
 
 def days_ago(days: str) -> Dialect:
-    """The time that is a parameter's number of days before now, by the clock of NOW."""
+    """The time that is a parameter's number of days before now, by the clock of NOW.
+
+    In PostgreSQL, '1 day' has 23 hours when the session's time zone changes to summer time. In
+    SQLite, the time is cut to its second: a text without a fraction comes before the others.
+    """
     return Dialect(
-        postgres=SQL(f"now() - %({days})s * interval '1 day'"),
-        sqlite=SQL(f"strftime('%Y-%m-%dT%H:%M:%fZ', :now, '-' || :{days} || ' days')"),
+        postgres=SQL(f"now() - %({days})s * interval '24 hours'"),
+        sqlite=SQL(
+            f"strftime('%Y-%m-%dT%H:%M:%S', substr(:now, 1, 19), '-' || :{days} || ' days')"
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from support.commands import run_command
 from support.network import Network, eventually
 from support.server import Server, User, change_by_hand, fill, insert_by_hand
 
+from database import sqlite
 from testbed.cluster import PASSWORD
 
 LIMIT = 1000  # The most tasks that one statement removes.
@@ -111,6 +112,36 @@ def test_a_server_purges_at_its_start_what_is_old(
         eventually(lambda: titles(database_url) == kept, 10)
         eventually(lambda: purged(server) == 5 - len(kept), 10)
     assert titles(database_url) == kept
+
+
+@on_postgres
+def test_a_day_of_the_trash_has_24_hours_in_every_time_zone(
+    tmp_path: Path, database_url: str
+) -> None:
+    """In that of the database, summer time has begun ten days ago."""
+    begin, end = (datetime.now(UTC) + timedelta(days) for days in (-10, 10))
+    zone = ",".join(["AAA0BBB", *(f"{day.timetuple().tm_yday - 1}/0" for day in (begin, end))])
+    name = database_url.rpartition("/")[2]
+    change_by_hand(database_url, f"ALTER DATABASE {name} SET timezone = '{zone}'")
+    minute = 1 / 24 / 60
+    for title, age in {"young": 30 - minute, "old": 30 + minute}.items():
+        to_trash(database_url, title, age)
+    assert run_command(tmp_path, "purge", DATABASE_URL=database_url).exit_code == 0
+    assert titles(database_url) == ["young"]
+
+
+@pytest.mark.parametrize("own_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("microsecond", [0, 1, 123_456, 123_600, 999_999])
+def test_a_purge_is_not_a_millisecond_early(
+    tmp_path: Path, database_url: str, microsecond: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=microsecond)
+    clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, zone: now)})
+    monkeypatch.setattr(sqlite, "datetime", clock)
+    for title, age in {"young": timedelta(30), "old": timedelta(30, 1)}.items():
+        insert_by_hand(database_url, "ann", title, deleted_at=sqlite.rfc3339(now - age))
+    assert run_command(tmp_path, "purge", DATABASE_URL=database_url).exit_code == 0
+    assert titles(database_url) == ["young"]
 
 
 def test_a_trash_of_0_days_is_kept_for_ever(tmp_path: Path, database_url: str) -> None:
