@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from operator import attrgetter, methodcaller
 from random import getrandbits
-from time import sleep
+from time import sleep, time_ns
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
@@ -174,8 +174,12 @@ def to_columns(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def new_revision() -> str:
-    """Make a random UUID without a system call, during which another thread could take over."""
-    return str(UUID(int=getrandbits(128), version=4))
+    """Make a random UUID without a system call, during which another thread could take over.
+
+    The time is in it because two copies of a virtual machine have one generator of random numbers:
+    they would take each other's writes for their own.
+    """
+    return str(UUID(int=getrandbits(128) ^ time_ns(), version=4))
 
 
 def as_public(field: ColumnBase) -> Node:

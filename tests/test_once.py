@@ -1,9 +1,10 @@
 """Idempotency-Key, ETag, If-Match and If-None-Match."""
 
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from support.server import FIELDS, User, change_by_hand
+from support.server import FIELDS, ROOT, Server, User, change_by_hand
 
 WRITES = [
     ("PUT", "", {"title": "mine"}),
@@ -236,3 +237,28 @@ def test_two_slashes_are_as_good_as_one_and_keep_the_condition(
     tag = '"5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"'
     assert user.request(method, url, json=body, headers={"If-Match": tag}).status_code == 412
     assert user.task(task["id"]) == task
+
+
+def test_two_copies_of_a_virtual_machine_keep_their_writes_apart(
+    tmp_path: Path, own_url: str
+) -> None:
+    """They have the same random numbers, as if each had been resumed from one snapshot."""
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text(
+        (ROOT / "gunicorn.conf.py").read_text()
+        + "\nstart_application = post_worker_init\n"
+        + "def post_worker_init(worker):\n    start_application(worker)\n"
+        + "    __import__('random').seed(1)\n"
+    )
+    for write in ("post", "patch", "delete"):
+        with (
+            Server(tmp_path, config=config, WEB_CONCURRENCY="1", DATABASE_URL=own_url) as server,
+            User(server, "ann") as ann,
+        ):
+            if write == "post":
+                task = ann.create()
+            else:
+                path = f"/tasks/{task['id']}" + ("/complete" if write == "patch" else "")
+                assert ann.request(write, path).status_code == 200
+            tasks = ann.tasks()
+    assert tasks == []
