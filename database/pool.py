@@ -13,8 +13,8 @@ MAX_IDLE_S = 60.0
 # Only PostgreSQL 14 and newer can tell, and some of them only on Linux.
 PREAMBLE = (
     "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; "
-    "SELECT set_config(name, '500', false) FROM pg_settings"
-    " WHERE name = 'client_connection_check_interval' AND version() ~ 'linux'; "
+    "SELECT CASE WHEN current_setting('server_version_num')::int >= 140000 AND version() ~ 'linux'"
+    " THEN set_config('client_connection_check_interval', '500', false) END; "
 )
 
 
