@@ -173,6 +173,13 @@ def test_a_migration_whose_connection_is_forgotten_by_a_router(
     print(f"\na migration whose connection is forgotten: ready after another {took:.1f} s")
 
 
+def refusal(server: Server) -> str:
+    """Why the server stopped at its start: the one critical line of its log."""
+    assert server.process.wait(10) == 4
+    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    return str(line)
+
+
 def test_a_table_beside_the_migrations_of_another_program(tmp_path: Path, own_url: str) -> None:
     """Peewee's own runner keeps its migrations in a table of the same name."""
     change_by_hand(own_url, "CREATE TABLE task (id integer PRIMARY KEY, user_id text, title text)")
@@ -214,9 +221,7 @@ def test_a_table_task_of_somebody_else_stops_the_start(
     tmp_path: Path, own_url: str, table: str
 ) -> None:
     change_by_hand(own_url, table)
-    server = Server(tmp_path, DATABASE_URL=own_url)
-    assert server.process.wait(10) == 4
-    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    line = refusal(Server(tmp_path, DATABASE_URL=own_url))
     assert "table `task`" in line
     change_by_hand(
         own_url, "INSERT INTO task VALUES (1, 'x', true)" if "TABLE" in table else "SELECT 1"
@@ -227,9 +232,7 @@ def test_the_indexes_of_a_kept_copy_stop_the_start(tmp_path: Path, own_url: str)
     assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
     change_by_hand(own_url, "ALTER TABLE task RENAME TO task_old")
     change_by_hand(own_url, "DROP TABLE schema_migration")
-    server = Server(tmp_path, DATABASE_URL=own_url)
-    assert server.process.wait(10) == 4
-    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    line = refusal(Server(tmp_path, DATABASE_URL=own_url))
     assert "already exists" in line
     change_by_hand(own_url, "DROP TABLE task_old")
     with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as ann:
@@ -252,9 +255,7 @@ def test_a_name_that_somebody_else_uses_stops_the_start(
     tmp_path: Path, own_url: str, other: str
 ) -> None:
     change_by_hand(own_url, other)
-    server = Server(tmp_path, DATABASE_URL=own_url)
-    assert server.process.wait(10) == 4
-    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    line = refusal(Server(tmp_path, DATABASE_URL=own_url))
     assert "expected another database" in line
 
 
@@ -262,9 +263,7 @@ def test_a_table_of_migrations_of_somebody_else_stops_the_start(
     tmp_path: Path, own_url: str
 ) -> None:
     change_by_hand(own_url, "CREATE TABLE schema_migration (version varchar(14) PRIMARY KEY)")
-    server = Server(tmp_path, DATABASE_URL=own_url)
-    assert server.process.wait(10) == 4
-    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    line = refusal(Server(tmp_path, DATABASE_URL=own_url))
     assert "table `schema_migration` of another program" in line
     result = run_command(tmp_path, "migrate", DATABASE_URL=own_url)
     assert (result.exit_code, result.stdout) == (1, "") and line in result.stderr
@@ -276,9 +275,7 @@ def test_a_table_that_was_dropped_stops_the_start(tmp_path: Path, own_url: str) 
     result = run_command(tmp_path, "migrate", DATABASE_URL=own_url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "the table `task` is missing" in result.stderr
-    server = Server(tmp_path, DATABASE_URL=own_url)
-    assert server.process.wait(10) == 4
-    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    line = refusal(Server(tmp_path, DATABASE_URL=own_url))
     assert f"Error: {line}\n" == result.stderr
     change_by_hand(own_url, "DROP TABLE schema_migration")
     with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as ann:
@@ -291,9 +288,7 @@ def test_an_installation_without_migrations_stops_the_start(tmp_path: Path, own_
         "database.base.MIGRATIONS = pathlib.Path('/nowhere')\n"
         "create_app = app.create_app\n"
     )
-    server = Server(tmp_path, app="packed:create_app()", DATABASE_URL=own_url)
-    assert server.process.wait(10) == 4
-    (line,) = [line["message"] for line in server.log() if line["level"] == "critical"]
+    line = refusal(Server(tmp_path, app="packed:create_app()", DATABASE_URL=own_url))
     assert line == "/nowhere has no migrations: the installation is incomplete"
 
 

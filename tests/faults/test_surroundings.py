@@ -356,7 +356,8 @@ def test_the_log_has_the_reason_of_each_host(
     with Server(tmp_path, DATABASE_URL=url.replace(PASSWORD, "wrong")) as server:
         assert requests.get(f"{server.url}/ready").status_code == 503
     (reason,) = {line["message"] for line in server.log() if "unavailable" in line["message"]}
-    assert "cannot connect to 127.0.0.1, localhost: Connection refused; connection to" in reason
+    refused = "cannot connect to 127.0.0.1, localhost: Connection refused"
+    assert f"{refused}; connection to server at" in reason
     assert "password authentication failed" in reason
 
 
