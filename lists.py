@@ -97,9 +97,6 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     sort, order = sorting
     key = sort_key(sorting)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
-    columns = [*PUBLIC_COLUMNS]
-    if f"{sort}_at" not in PUBLIC_FIELDS:  # A cursor needs the sort key.
-        columns.append(models.as_public(key))
     where = [IS_OWNED, Task.deleted_at.is_null(sort != "deleted")]
     if filtered:
         # PostgreSQL underestimates how many tasks pass, so that it would read and sort all of a
@@ -111,15 +108,26 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     if continued:
         place, last = Tuple(key, Task.id), Tuple(Parameter("key"), Parameter("id"))
         where.append(place > last if order == "asc" else place < last)
-    page = Task.select(*columns).where(*where).order_by(*order_by).limit(Parameter("limit"))
+    found = Task.select().where(*where).order_by(*order_by).limit(Parameter("limit"))
     if not measured:
-        return page.offset(Parameter("offset"))
+        found = found.offset(Parameter("offset"))
+        if sort == "created":  # An index has this order.
+            return found.select(*PUBLIC_COLUMNS)
+    # The outer query converts only the tasks of the page; PostgreSQL would convert all that it
+    # sorts. The rows stay in order. A cursor needs the sort key.
+    found = found.select(*(FIELDS[name] for name in DELETED_FIELDS), key.alias("sort_key"))
+    columns = [*PUBLIC_COLUMNS]
+    if sort == "deleted":
+        columns.append(models.as_public(Task.deleted_at))
+    elif sort in SORT_TEXTS:
+        columns.append(SQL("sort_key"))
+    if not measured:
+        return found.select_from(*columns)
     # 240 is the least that the other fields, all names and the punctuation take.
     size = sum(map(sql.size_of, TEXTS), Value(240))
     so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
-    # The rows stay in order: the outer query only filters them.
-    page = page.select_extend(so_far.alias("so_far"))
-    return page.select_from(SQL("*")).where(SQL("so_far") - size < Parameter("room_bytes"))
+    page = found.select_extend(so_far.alias("so_far")).select_from(*columns, SQL("so_far"))
+    return page.where(SQL("so_far") - size < Parameter("room_bytes"))
 
 
 def list_tasks(

@@ -17,7 +17,6 @@ from flask import current_app
 from peewee import (
     SQL,
     BooleanField,
-    ColumnBase,
     CompositeKey,
     Field,
     Model,
@@ -182,11 +181,11 @@ def new_revision() -> str:
     return str(UUID(int=getrandbits(128) ^ time_ns(), version=4))
 
 
-def as_public(field: ColumnBase) -> Node:
-    """A column as clients see it."""
+def as_public(field: Field) -> Node:
+    """A field as clients see it, by its name alone: it may be one of a subquery."""
     value = sql.as_json(field)
     # A server of version 1.0, which can run during a deploy, does not change `completed_at`.
-    return sql.when(Task.completed, value) if field is Task.completed_at else value
+    return sql.when(SQL("completed"), value) if field is Task.completed_at else value
 
 
 PUBLIC_COLUMNS = [as_public(FIELDS[name]) for name in PUBLIC_FIELDS]

@@ -19,18 +19,19 @@ def when(condition: Node, value: Node, otherwise: Node | None = None) -> Node:
     return Case(None, [(condition, value)], otherwise)
 
 
-def as_json(column: Node) -> Node:
-    """A column as JSON has it: a boolean, a time in UTC as RFC 3339 text, or any other value."""
-    if isinstance(column, TimestampField):
+def as_json(field: Field) -> Node:
+    """A field as JSON has it: a boolean, a time in UTC as RFC 3339 text, or any other value."""
+    name = SQL(field.name)
+    if isinstance(field, TimestampField):
         # In every time zone of a session.
         form = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
-        text = SQL(f"to_char({column.name} AT TIME ZONE 'UTC', {form})")
-        return Dialect(postgres=text, sqlite=column)
-    if isinstance(column, BooleanField):
+        text = SQL(f"to_char({field.name} AT TIME ZONE 'UTC', {form})")
+        return Dialect(postgres=text, sqlite=name)
+    if isinstance(field, BooleanField):
         # SQLite has no booleans, but its driver converts a column whose name ends in a known type.
-        name = SQL(f'{column.name} AS "{column.name} [boolean]"')
-        return Dialect(postgres=column, sqlite=name)
-    return column
+        typed = SQL(f'{field.name} AS "{field.name} [boolean]"')
+        return Dialect(postgres=name, sqlite=typed)
+    return name
 
 
 def next_timestamp(previous: TimestampField) -> Dialect:
