@@ -260,16 +260,15 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     Raises Invalid if the URL of this or a later page could be longer than the server accepts.
     """
     query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
-    text = schemas.encode_cursor(cursor)
-    pairs = [*query, ("cursor", text)]
+    pairs = [*query, ("cursor", "")]
     url = f"{quote(request.path)}?{urlencode(pairs, doseq=True, quote_via=quote)}"
     # The cursor of a later page can be longer, and a walk must not end before its last page.
     key = LONGEST_TITLE if cursor.sorting.sort == "title" else LONGEST_TIME
     longest_cursor = schemas.encode_cursor(Cursor(cursor.sorting, cursor.id, key))
-    if len(url) - len(text) + len(longest_cursor) > MAX_URL:
+    if len(url + longest_cursor) > MAX_URL:
         longest, _ = max(query, key=lambda pair: len(str(pair[1])))
         raise Invalid({longest: ["Too long: the URL of the next page would not be accepted."]})
-    return url
+    return url + schemas.encode_cursor(cursor)
 
 
 @service.route("/health")
