@@ -333,14 +333,14 @@ class TaskQuerySchema(QuerySchema):
     limit, offset, cursor = LIMIT, OFFSET, CURSOR
     aliases: ClassVar = {
         # Lists as axios sends them.
-        "priority": ("priority[]",),
-        "tag": ("tag[]",),
-        "tags": ("tags[]",),
-        "due_date_from": ("due_from",),
-        "due_date_to": ("due_to",),
-        "search": ("q",),
-        "sort": ("sort_by",),
-        "order": ("sort_order",),
+        "priority": "priority[]",
+        "tag": "tag[]",
+        "tags": "tags[]",
+        "due_date_from": "due_from",
+        "due_date_to": "due_to",
+        "search": "q",
+        "sort": "sort_by",
+        "order": "sort_order",
     }
 
     @ma.post_load

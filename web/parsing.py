@@ -41,8 +41,8 @@ class BodySchema(ma.Schema):
 class QuerySchema(ma.Schema):
     """The schema of a query. Ignores unknown parameters, and empty ones without a `minLength`."""
 
-    # The other names of a parameter, which count if it is absent or empty.
-    aliases: ClassVar[Mapping[str, Collection[str]]] = {}
+    # The other name of a parameter, which counts if the parameter is absent or empty.
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     def pairs(self, request: Request) -> list[tuple[str, Any]]:
         """The parameters in the query that have effect, with a text or a list of texts each."""
@@ -55,7 +55,7 @@ class QuerySchema(ma.Schema):
         """
         sent = {}
         for name, field in self.fields.items():
-            for spelling in (name, *self.aliases.get(name, ())):
+            for spelling in (name, self.aliases.get(name, name)):
                 given = data.get(spelling, [])
                 values = [value for value in given if value]
                 if "minLength" in field.metadata:
