@@ -127,15 +127,13 @@ class DateOrTime(Described):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
         if value == "":
             return None
-        match = DATE_OR_TIME.fullmatch(value) if isinstance(value, str) else None
-        if not match:
+        if not (isinstance(value, str) and DATE_OR_TIME.fullmatch(value)):
             raise ma.ValidationError(NOT_A_DATE_OR_TIME)
-        day, time, seconds, zone = match.groups()
         try:
-            if not time:
-                return date.fromisoformat(day).isoformat()
-            moment = datetime.fromisoformat(f"{day}T{time}{seconds or ':00'}{zone or ''}")
-            text = (moment.astimezone(UTC) if zone else moment).isoformat()
+            moment = datetime.fromisoformat(value).replace(microsecond=0)
+            if DAY.fullmatch(value):
+                return value
+            text = (moment.astimezone(UTC) if moment.tzinfo else moment).isoformat()
             return text.replace("+00:00", "Z")
         except (ValueError, OverflowError) as error:
             raise ma.ValidationError(NOT_A_DATE_OR_TIME) from error
