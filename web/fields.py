@@ -20,9 +20,9 @@ NOT_A_DATE_OR_TIME = (
 )
 DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 DATE_OR_TIME = re.compile(
-    r"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01]))"
-    r"(?:[T ]((?:[01]\d|2[0-3]):[0-5]\d)(?:(:[0-5]\d)(?:\.\d+)?)?"
-    r"(Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)?)?",
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[T ](?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?"
+    r"(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)?)?",
     re.ASCII,
 )
 # The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month. Also
