@@ -283,7 +283,8 @@ def health() -> Response:
 
 
 @service.route("/ready")
-@service.operation("getReadiness", errors=(503,))
+@service.operation("getReadiness")
+@service.alt_response(503, "ServiceUnavailable")
 @service.response(200, schemas.StatusSchema)
 def ready() -> Response:
     """Check readiness

@@ -68,16 +68,14 @@ class Blueprint(flask_smorest.Blueprint):
         self.before_request(refuse_partial_bodies)
         self._prepare_doc_cbks.append(self._prepare_operation_doc)
 
-    def operation(
-        self, name: str, *headers: str, errors: tuple[int, ...] = ()
-    ) -> Callable[[View], View]:
-        """Document an operation: its name, the request headers it reads, and further errors.
+    def operation(self, name: str, *headers: str) -> Callable[[View], View]:
+        """Document an operation: its name, and the request headers it reads.
 
         `_prepare_operation_doc` adds the errors that follow from a guard, headers and arguments.
         """
 
         def document(view: View) -> View:
-            view.__dict__.setdefault("_apidoc", {})["operation"] = (name, headers, errors)
+            view.__dict__.setdefault("_apidoc", {})["operation"] = (name, headers)
             return view
 
         return document
@@ -85,7 +83,7 @@ class Blueprint(flask_smorest.Blueprint):
     def _prepare_operation_doc(
         self, doc: dict[str, Any], doc_info: dict[str, Any], *, app: Flask, **_: Any
     ) -> dict[str, Any]:
-        doc["operationId"], headers, errors = doc_info["operation"]
+        doc["operationId"], headers = doc_info["operation"]
         parameters = doc.setdefault("parameters", [])
         takes_body, takes_query = "requestBody" in doc, bool(parameters)
         is_guarded = self._guarded and bool(app.extensions["auth"])
@@ -100,7 +98,7 @@ class Blueprint(flask_smorest.Blueprint):
         doc["security"] = [{"bearer": []}] if is_guarded else []
         parameters.extend(headers)
         statuses = {status for status, is_possible in possible.items() if is_possible}
-        for status in sorted(statuses | {400, 413, 500, *self._errors, *errors}):
+        for status in sorted(statuses | {400, 413, 500, *self._errors}):
             doc["responses"][status] = response_name(status)
         for response in doc["responses"].values():
             if isinstance(response, dict):

@@ -34,8 +34,9 @@ class Blueprint(flask.Blueprint):
     def alt_response(
         self,
         status_code: int,
+        response: str | None = ...,
         *,
-        schema: Schema | type[Schema],
+        schema: Schema | type[Schema] = ...,
         description: str = ...,
         headers: Mapping[str, str] = ...,
     ) -> Decorator[Any]: ...
