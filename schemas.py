@@ -146,7 +146,7 @@ class TaskUpdateSchema(BodySchema):
         pattern=STORABLE,
         example="Two bottles",
     )
-    completed = fields.StrictBoolean(metadata={"example": False})
+    completed = fields.StrictBoolean("Whether the task is done.", example=False)
     priority: ma.fields.Field[Any] = Priority(
         "A word of your choice; `medium` if it is null or blank. A number is stored as its digits."
         " Lists sort `none`, `low`, `medium`, `high`, `urgent` and `p4` to `p1` by their meaning.",
@@ -233,10 +233,7 @@ class TaskCompletionSchema(BodySchema):
 
     optional = True
     completed = fields.StrictBoolean(
-        metadata={
-            "description": "The state to set. Without it, `completed` is toggled.",
-            "example": True,
-        }
+        "The state to set. Without it, `completed` is toggled.", example=True
     )
 
 

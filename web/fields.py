@@ -86,10 +86,8 @@ class StrippedText(Text):
         return super()._deserialize(value, *arguments, **options).strip()
 
 
-class StrictBoolean(ma.fields.Boolean):
+class StrictBoolean(Described, ma.fields.Boolean):
     """A JSON boolean. Marshmallow's own field also accepts 0, 1 and "yes"."""
-
-    default_error_messages = MESSAGES
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if not isinstance(value, bool):
