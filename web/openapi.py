@@ -84,19 +84,17 @@ class Blueprint(flask_smorest.Blueprint):
         self, doc: dict[str, Any], doc_info: dict[str, Any], *, app: Flask, **_: Any
     ) -> dict[str, Any]:
         doc["operationId"], headers = doc_info["operation"]
-        parameters = doc.setdefault("parameters", [])
-        takes_body, takes_query = "requestBody" in doc, bool(parameters)
+        doc.setdefault("parameters", []).extend(headers)
         is_guarded = self._guarded and bool(app.extensions["auth"])
         possible = {
             401: is_guarded,
             403: is_guarded,
             304: "If-None-Match" in headers,
             412: "If-Match" in headers,
-            415: takes_body,
-            422: takes_body or takes_query,
+            415: "requestBody" in doc,
+            422: 422 in doc["responses"],  # `arguments` has added it, by another name.
         }
         doc["security"] = [{"bearer": []}] if is_guarded else []
-        parameters.extend(headers)
         statuses = {status for status, is_possible in possible.items() if is_possible}
         for status in sorted(statuses | {400, 413, 500, *self._errors}):
             doc["responses"][status] = response_name(status)
