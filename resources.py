@@ -243,7 +243,7 @@ def if_match() -> list[str] | None:
     """The revisions in If-Match, or None for any."""
     if request.headers.get("If-Match", "*") == "*":
         return None
-    return [*{tag for tag in sent_tags("If-Match") if schemas.UUID_TEXT.fullmatch(tag)}]
+    return [tag for tag in sent_tags("If-Match") if schemas.UUID_TEXT.fullmatch(tag)]
 
 
 def idempotency_key() -> str | None:
