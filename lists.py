@@ -52,7 +52,7 @@ class Page(NamedTuple):
 
 
 DUE_DAY = fn.substr(Task.due_date, 1, 10)
-# The filters of a list by the names of their parameters. A filter whose value is null selects all.
+# The filters of a list by the names of their parameters.
 FILTERS: dict[str, Node] = {
     "completed": Task.completed == Parameter("completed"),
     "priority": sql.is_one_of(Task.priority_folded, "priority"),
@@ -88,7 +88,9 @@ def sort_key(sorting: Sorting) -> ColumnBase:
 
 
 @statement
-def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: bool) -> Node:
+def select_page(
+    filters: tuple[str, ...], sorting: Sorting, continued: bool, measured: bool
+) -> Node:
     """If `measured`, the database sends tasks until one exceeds `room_bytes`.
 
     The last column is then their size so far, which can be too large: JSON that another program
@@ -97,14 +99,10 @@ def select_page(filtered: bool, sorting: Sorting, continued: bool, measured: boo
     sort, order = sorting
     key = sort_key(sorting)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
-    where = [IS_OWNED, Task.deleted_at.is_null(sort != "deleted")]
-    if filtered:
-        # PostgreSQL underestimates how many tasks pass, so that it would read and sort all of a
-        # user's. Of `coalesce`, it expects half: it reads in order, and stops at the limit.
-        where += [
-            Parameter(name).is_null() | fn.coalesce(condition, SQL("FALSE"))
-            for name, condition in FILTERS.items()
-        ]
+    where: list[Node] = [IS_OWNED, Task.deleted_at.is_null(sort != "deleted")]
+    # PostgreSQL underestimates how many tasks pass a filter, so that it would read and sort all of
+    # a user's. Of `coalesce`, it expects half: it reads in order, and stops at the limit.
+    where += [fn.coalesce(FILTERS[name], SQL("FALSE")) for name in filters]
     if continued:
         place, last = Tuple(key, Task.id), Tuple(Parameter("key"), Parameter("id"))
         where.append(place > last if order == "asc" else place < last)
@@ -142,12 +140,13 @@ def list_tasks(
     """Read a page of a user's tasks, which ends at `limit` or at about MAX_PAGE_BYTES.
 
     If sorted by `deleted`, it has the tasks in the trash, with `deleted_at`. `filters` are values
-    for FILTERS. A second statement is sent only for more than UNMEASURED_TASKS.
+    for FILTERS; None selects all tasks. A second statement is sent only for more than
+    UNMEASURED_TASKS.
     """
-    values = {name: fold_all(filters.get(name)) for name in FILTERS} if filters else {}
+    values = {name: fold_all(value) for name, value in filters.items() if value is not None}
 
     def read_part(after: Cursor | None, most: int, room_bytes: int, measured: bool = False) -> Page:
-        variant = bool(filters), sorting, after is not None, measured
+        variant = tuple(sorted(values)), sorting, after is not None, measured
         # Enough for the task that fills the page, and one more, which shows that others follow.
         sent_bytes = room_bytes + 2 * LONGEST_TASK_BYTES if measured else None
         part: Page = models.send(

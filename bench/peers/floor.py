@@ -18,7 +18,7 @@ from models import PUBLIC_FIELDS, select_one
 
 postgres = Postgres("", "public", threads=5)
 SELECT_ONE = select_one(postgres)
-SELECT_PAGE = select_page(postgres, False, OLDEST_FIRST, False, False)
+SELECT_PAGE = select_page(postgres, (), OLDEST_FIRST, False, False)
 set_wait_callback(None)  # The driver's own way of waiting.
 
 local = threading.local()
