@@ -70,8 +70,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     smorest.register_blueprint(resources.service)
     app.register_blueprint(create_docs(settings))
     allow_origins(app, settings.cors_origins)
-    database = app.extensions["database"] = open_database(settings)
-    cli.add_commands(app, settings, database)
+    app.extensions["database"] = open_database(settings)
+    cli.add_commands(app, settings)
     # A server logs the warnings, also that of `flask run`. A command such as `token` does not.
     command = click.get_current_context(silent=True)
     if not command or command.info_name == "run":

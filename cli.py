@@ -12,7 +12,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 import auth
 import models
-from database import TaskDatabase, UnusableSchema, one_line
+from database import UnusableSchema, one_line
 from server import configure_logging
 from settings import Settings
 
@@ -20,7 +20,7 @@ from settings import Settings
 MAX_DAYS = 36_500
 
 
-def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None:
+def add_commands(app: Flask, settings: Settings) -> None:
     user_id_pattern = app.url_map.converters["user_id"].regex
 
     def check_user(context: click.Context, parameter: click.Parameter, user: str) -> str:
@@ -46,7 +46,7 @@ def add_commands(app: Flask, settings: Settings, database: TaskDatabase) -> None
     def migrate() -> None:
         """Bring the database's schema up to date, as the server does when it starts."""
         with database_errors():
-            names = database.migrate()
+            names = app.extensions["database"].migrate()
         click.echo("\n".join(f"applied {name}" for name in names) or "nothing to do")
 
     @app.cli.command("purge")
