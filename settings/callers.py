@@ -64,8 +64,7 @@ def is_trusted(url: str) -> bool:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        is_near = host in LOOPBACK or PRIVATE_HOST.fullmatch(host)
-        is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_near)
+        is_safe = parts.scheme == "https" or host in LOOPBACK or PRIVATE_HOST.fullmatch(host)
         return bool(WEB_ADDRESS.fullmatch(url) and is_safe) and parts.port != 0
     except ValueError:
         return False
