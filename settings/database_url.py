@@ -70,10 +70,10 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
     parameters = to_libpq_parameters(query, has_mode="sslmode" in given)
     url = f"postgresql://{credentials}{host}?{'&'.join(parameters)}".removesuffix("?")
     parts = parse_url(url)
-    reason = find_libpq_error(url, parts) if parts else ""
+    check("DATABASE_URL", parts and not set(host) & set("@&="), PASSWORD_FORM)
+    reason = find_libpq_error(url, parts)
     # A message about the port is not repeated: it can contain a part of the password.
-    valid = parts and not set(host) & set("@&=") and not re.search(r"\bport\b", reason)
-    check("DATABASE_URL", valid, PASSWORD_FORM)
+    check("DATABASE_URL", not re.search(r"\bport\b", reason), PASSWORD_FORM)
     for name in ("user", "password", "host", "dbname"):
         expected = f"the {name} itself, not a placeholder such as [YOUR-PASSWORD] or ${{NAME}}"
         check("DATABASE_URL", not PLACEHOLDER.fullmatch(parts.get(name, "")), expected)
