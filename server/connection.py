@@ -90,7 +90,7 @@ class Connection(TConn):
 
     def reset(self) -> None:
         """Forget the last request. `received` may have a part of the next one."""
-        self.head = bytearray()
+        self.head = b""
         self.body = bytearray()
         self.sock.is_partial, self.sock.is_refused = True, False
         self.expects_continue = False
@@ -130,15 +130,15 @@ class Connection(TConn):
             end = self._searched
             if end <= self._max_head and not BARE_LINE_FEED.search(self.received, begin):
                 return False
-        self.head, self.received = self.received, self.received[end + 4 :]
-        del self.head[end + 4 :]
+        self.head = bytes(self.received[: end + 4])
+        del self.received[: end + 4]
         fields = FIELD.findall(self.head)
         length, codings, expected = (
             b",".join(value.strip() for name, value in fields if name.lower() == wanted)
             for wanted in FRAMING
         )
-        line_end = self.head.find(b"\r\n")
-        is_http11 = self.head.endswith(b" HTTP/1.1", 0, line_end)
+        line = self.head[: self.head.find(b"\r\n")]
+        is_http11 = line.endswith(b" HTTP/1.1")
         if codings:
             is_chunked = is_http11 and not length and CHUNKED.fullmatch(codings)
             self._length = None if is_chunked else UNKNOWN_LENGTH
@@ -146,11 +146,11 @@ class Connection(TConn):
             number = LENGTH.fullmatch(length or b"0")
             self._length = int(number[1]) if number else UNKNOWN_LENGTH
         self.expects_continue = is_http11 and expected.lower() == b"100-continue"
-        if not self.head.isascii():
-            line = self.head[:line_end]
-            self.head[:line_end] = UNESCAPED.sub(lambda byte: b"%%%02X" % byte[0][0], line)
+        if not line.isascii():
+            escaped = UNESCAPED.sub(lambda byte: b"%%%02X" % byte[0][0], line)
+            self.head = escaped + self.head.removeprefix(line)
         if fields:  # The parser would refuse an unknown expectation.
-            self.head = bytearray(EXPECT.sub(b"", self.head))
+            self.head = EXPECT.sub(b"", self.head)
         return True
 
     def _read_chunks(self) -> bool:

@@ -232,7 +232,7 @@ class Worker(ThreadWorker):
         keeps = False
         try:
             conn.parser.unreader.unread(conn.head)
-            conn.head.clear()
+            conn.head = b""
             request = next(conn.parser)
             request.body = BytesIO(conn.body)
             is_garbled = not REQUEST_BEGIN.match(conn.received)
