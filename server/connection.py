@@ -18,7 +18,7 @@ SEND_BUFFERS = 100
 
 # The fields that say where a request ends, and whether the client waits to be told to go on.
 FRAMING = (b"content-length", b"transfer-encoding", b"expect")
-FIELD = re.compile(rb"\r\n(%b):[ \t]*([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
+FIELD = re.compile(rb"\r\n(%b):([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
 LENGTH = re.compile(rb"0*(\d{1,9})")
 CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNORECASE)
 # If the head does not say where the body ends, the body counts as too large: no more is read.
