@@ -41,8 +41,7 @@ log = logging.getLogger("tasks.app")
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the application from `settings`, or from the environment.
 
-    Connects to nothing: `start` or the first request does. A server other than Gunicorn calls
-    `start` in each process, or nothing purges the trash. Raises InvalidSetting.
+    Connects to nothing: `start` or the first request does. Raises InvalidSetting.
     """
     settings = settings or process_settings()
     configure_logging(settings.log_level)
@@ -88,8 +87,9 @@ def open_database(settings: Settings) -> TaskDatabase:
 def start(app: Flask) -> None:
     """Do what precedes the first request: fetch the keys, migrate, and begin to purge.
 
-    Each worker calls it, never a process that forks: SQLite's locks would not hold in both. Without
-    it, the first request fetches and migrates. Raises UnusableSchema: the server must not run.
+    Each process that serves calls it, never one that forks: SQLite's locks would not hold in both.
+    Without it, the first request fetches and migrates, and nothing purges the trash. Raises
+    UnusableSchema: the server must not run.
     """
     auth.fetch_keys(app.extensions["auth"])
     try:
