@@ -1,5 +1,6 @@
 """What both databases share: deadlines, a limit of concurrent statements, and migrations."""
 
+import glob
 import logging
 import math
 import threading
@@ -140,7 +141,8 @@ class TaskDatabase(peewee.Database):
         return bool(self.execute_sql(self.find_task).fetchone()[0])
 
     def _runner(self) -> Runner:
-        return Runner(self, str(MIGRATIONS), schema=self.schema)
+        # The runner takes the path for a pattern, in which a [ means something else.
+        return Runner(self, glob.escape(str(MIGRATIONS)), schema=self.schema)
 
     def _applied(self) -> list[bool]:
         """Whether each migration is applied. Raises UnusableSchema."""

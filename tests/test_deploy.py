@@ -551,6 +551,16 @@ def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path
     assert [line[:3] for line in done.stdout.splitlines()] == ["200", "401", "200"]
 
 
+@pytest.mark.parametrize("name", ["a b", "[work]", "100%", "it's", "é用户"])
+def test_it_serves_from_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    link_repository(folder)
+    config = folder / "gunicorn.conf.py"
+    with Server(folder, config=config, PYTHONPATH=str(folder)) as server:
+        assert requests.get(f"{server.url}/ready", timeout=5).status_code == 200
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["killed", "reloaded"])
 def test_a_new_worker_has_the_code_of_the_start(tmp_path: Path, number: int) -> None:
     """Or it could mix the files of two versions, while a new one is copied over the old one."""
