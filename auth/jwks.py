@@ -135,8 +135,10 @@ def download(url: str) -> Any:
     could lead to an address without TLS.
     """
     opener = request.OpenerDirector()
-    # An http:// address is on this machine or in a private network, where no proxy is needed.
-    proxies = {scheme: proxy for scheme, proxy in request.getproxies().items() if scheme == "https"}
+    # An http:// address is on this machine or in a private network, where no proxy is needed. Only
+    # the environment is asked: a forked process that asks macOS itself can crash.
+    given = request.getproxies_environment()
+    proxies = {scheme: proxy for scheme, proxy in given.items() if scheme == "https"}
     for handler in (request.ProxyHandler(proxies), request.HTTPHandler(), request.HTTPSHandler()):
         opener.add_handler(handler)
     body = b""

@@ -420,3 +420,14 @@ def test_through_the_server(tmp_path: Path, issuer: Issuer, old: Key, new: Key) 
     said = f"the keys at {issuer.url} could not be fetched"
     assert warnings and all(line["message"].startswith(said) for line in warnings)
     assert not [line for line in server.log() if line["level"] == "error"]
+
+
+def test_the_system_is_not_asked_for_a_proxy(tmp_path: Path, issuer: Issuer, old: Key) -> None:
+    """On macOS, a forked process that asks it can crash, says the documentation of urllib."""
+    (tmp_path / "macos.py").write_text(
+        "import os, signal\nfrom urllib import request\nfrom app import create_app\n"
+        "request.getproxies = lambda: os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    with Server(tmp_path, app="macos:create_app()", JWT_JWKS_URL=issuer.url) as server:
+        assert call(server, old).status_code == 200
+        assert "SIGSEGV" not in server.log_file.read_text()
