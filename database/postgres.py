@@ -87,7 +87,11 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self.find_task = f"""SELECT to_regclass('"{schema}".task')"""
         parameters = extensions.parse_dsn(url)
         self._hosts = Hosts(parameters)
-        self._has_certificate = "sslcert" in parameters or "PGSSLCERT" in os.environ
+        given = parameters.keys() | os.environ.keys()
+        self._has_certificate = bool(given & {"sslcert", "PGSSLCERT"})
+        # By default, libpq looks for a Kerberos ticket, which can crash a forked process on macOS.
+        uses_kerberos = given & {"gssencmode", "PGGSSENCMODE", "service", "PGSERVICE"}
+        self._kerberos = {} if uses_kerberos else {"gssencmode": "disable"}
         self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)
         extensions.register_adapter(str, to_literal)
@@ -99,7 +103,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         with time_limit(limit_s), self._hosts.options() as hosts:
             try:
                 connection = psycopg2.connect(
-                    extensions.make_dsn(self.database, **hosts, **certificate),
+                    extensions.make_dsn(self.database, **hosts, **certificate, **self._kerberos),
                     connection_factory=Connection,
                     client_encoding="UTF8",
                     fallback_application_name="task-api",

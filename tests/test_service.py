@@ -165,3 +165,15 @@ def test_the_access_log_that_a_platform_asks_for_repeats_nothing(tmp_path: Path)
     with Server(tmp_path, GUNICORN_CMD_ARGS="--access-logfile -") as server:
         requests.get(f"{server.url}/api/ann/tasks")
     assert len([line for line in server.log() if line.get("path") == "/api/ann/tasks"]) == 1
+
+
+@pytest.mark.parametrize(("query", "looks"), [("", False), ("?gssencmode=prefer", True)])
+def test_a_kerberos_ticket_is_looked_for_only_if_the_url_says_so(
+    tmp_path: Path, postgres: str, query: str, looks: bool
+) -> None:
+    """On macOS, looking can crash a process that was forked."""
+    trace = tmp_path / "kerberos"  # The library of Kerberos makes this file when it is used.
+    url = f"{new_database(postgres)}{query}"
+    with Server(tmp_path, DATABASE_URL=url, KRB5_TRACE=str(trace)) as server:
+        assert requests.get(f"{server.url}/ready").status_code == 200
+    assert trace.exists() == looks
