@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
 from support.server import ROOT
 
 # They come with a virtual environment.
@@ -113,14 +115,24 @@ def test_everything_that_is_installed_is_pinned() -> None:
     pinned = {}
     for file in ("requirements.txt", "requirements-dev.txt"):
         for line in (ROOT / file).read_text().splitlines():
-            if match := re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)", line):
-                pinned[normalized(match[1])] = match[2]
+            if match := re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)(?:; (.+))?", line):
+                if not match[3] or Marker(match[3]).evaluate():
+                    pinned[normalized(match[1])] = match[2]
             else:
                 assert line.startswith("#") or line == "-r requirements.txt"
     installed = {normalized(found.name): found.version for found in distributions()}
     for name in INSTALLERS:
         installed.pop(name, None)
     assert installed == pinned
+
+
+def test_a_mac_with_an_intel_processor_gets_a_wheel_of_cryptography() -> None:
+    """Releases after 48.0.1 have none. To build one needs Rust and OpenSSL."""
+    mac = {"sys_platform": "darwin", "platform_machine": "x86_64"}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    found = [Requirement(line) for line in lines if line.startswith("cryptography")]
+    chosen = [each for each in found if not each.marker or each.marker.evaluate(mac)]
+    assert list(map(str, (each.specifier for each in chosen))) == ["==48.0.1"]
 
 
 def normalized(name: str) -> str:
