@@ -84,6 +84,9 @@ def sort_key(sorting: Sorting) -> ColumnBase:
     if text := SORT_TEXTS.get(sorting.sort):
         # Null is the last in both orders; only a due date can be null.
         return fn.coalesce(text, "~" if sorting.order == "asc" else "")
+    if sorting.sort == "deleted":
+        # PostgreSQL would read its index, which has the trash of all users, to find one user's.
+        return fn.coalesce(Task.deleted_at, Task.deleted_at)
     return FIELDS[f"{sorting.sort}_at"]
 
 

@@ -3,9 +3,11 @@
 import itertools
 import json
 import re
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 from uuid import uuid4
@@ -502,3 +504,21 @@ def test_cleared_tasks_are_restored_one_by_one(user: User) -> None:
     assert [response.json() for response in restored] == tasks[::-1]
     assert len({response.headers["ETag"] for response in restored}) == 3
     assert (user.tasks(), user.trash()) == (tasks, [])
+
+
+@pytest.mark.parametrize("own_url", ["postgres"], indirect=True)
+def test_the_trash_of_a_user_does_not_read_that_of_others(tmp_path: Path, own_url: str) -> None:
+    """PostgreSQL expects that a user of many tasks has deleted as many of them as the others."""
+    server = Server(tmp_path, DATABASE_URL=own_url, WEB_CONCURRENCY="1")
+    with server, User(server.wait(), "ann") as ann, User(server, "bob") as bob:
+        ann.create()
+        bob.to_trash()
+        fill(own_url, "ann", 4000)
+        fill(own_url, "bob", 16000)
+        spread = "UPDATE task SET deleted_at = created_at WHERE user_id = 'bob'"
+        change_by_hand(own_url, f"{spread}; ANALYZE task")
+        assert ann.trash(limit=20) == []
+        time.sleep(1.1)  # PostgreSQL counts once a second.
+        assert ann.trash(limit=20) == []
+    sql = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'task_deleted_at'"
+    assert change_by_hand(own_url, sql) == [(0,)]
