@@ -21,6 +21,8 @@ from web import Blueprint, Invalid, QuerySchema, not_modified_if_known, sent_tag
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 # The longest URL that can be requested with any method.
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
+# The end of a task's ETag: with other fields, as in another version, it is another representation.
+TAG_END = f".{len(models.PUBLIC_FIELDS)}"
 PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
 LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
 # The longest sort keys: a title whose characters take four bytes each, or a time.
@@ -221,7 +223,7 @@ def complete_task(body: dict[str, Any], user_id: str, task_id: TaskId) -> Respon
 def task_response(task: StoredTask) -> Response:
     """The response with a task and its ETag."""
     response = jsonify(task.fields)
-    response.headers["ETag"] = f'"{task.revision}"'
+    response.headers["ETag"] = f'"{task.revision}{TAG_END}"'
     return response
 
 
@@ -240,10 +242,11 @@ def page_response(page: Page, schema: QuerySchema) -> Response:
 
 
 def if_match() -> list[str] | None:
-    """The revisions in If-Match, or None for any."""
+    """The revisions in If-Match, from ETags of any version, or None for any."""
     if request.headers.get("If-Match", "*") == "*":
         return None
-    return [tag for tag in sent_tags("If-Match") if schemas.UUID_TEXT.fullmatch(tag)]
+    revisions = (tag.partition(".")[0] for tag in sent_tags("If-Match"))
+    return [*filter(schemas.UUID_TEXT.fullmatch, revisions)]
 
 
 def idempotency_key() -> str | None:

@@ -9,6 +9,7 @@ from support.server import (
     FIELDS,
     Server,
     User,
+    change_by_hand,
     insert_by_hand,
     make_schema_of,
     refusal,
@@ -426,3 +427,19 @@ def test_tasks_from_before_the_fields_have_them_too(tmp_path: Path, old_database
         later = ann.patch(path + "/complete").json()
         assert later["completed_at"] == later["updated_at"]
         assert ann.tasks(tag="A") == [later]
+
+
+def test_a_client_from_before_the_fields_is_told_of_them(tmp_path: Path, old_database: str) -> None:
+    """It has the task without them, and its ETag of version 1.0."""
+    with Server(tmp_path, DATABASE_URL=old_database) as server, User(server, "ann") as ann:
+        sql = "SELECT id, revision FROM task"
+        ((task_id, revision), _) = change_by_hand(old_database, sql)
+        path, tag = f"/tasks/{task_id}", f'"{revision}"'
+        response = ann.get(path, headers={"If-None-Match": tag})
+        assert response.status_code == 200
+        assert list(response.json()) == FIELDS
+        tags = {"If-None-Match": response.headers["ETag"]}
+        assert ann.get(path, headers=tags).status_code == 304
+        changed = ann.patch(path, json={"title": "New"}, headers={"If-Match": tag})
+        assert changed.status_code == 200
+        assert ann.put(path, json={}, headers={"If-Match": tag}).status_code == 412
