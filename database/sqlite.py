@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from database.base import (
     unavailable,
 )
 
+# How much a log grows before it is emptied, and how long that may wait for readers.
+MAX_LOG_BYTES, LOG_WAIT_MS = 16 * 1024 * 1024, 500
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
 
@@ -47,6 +49,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self._file: FileIdentity = None
         self._wal: FileIdentity = None
         self._opened = threading.local()
+        self._max_log_bytes = MAX_LOG_BYTES
         self.register_function(next_timestamp, "next_timestamp", 2)
         sqlite3.register_adapter(list, json.dumps)  # For json_each().
         sqlite3.register_converter("boolean", b"1".__eq__)
@@ -56,6 +59,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         # Check before opening: SQLite would write the old file's log into a new file of this name.
         if file:
             self._check_file(file)
+        else:  # Another thread is migrating.
+            file = file_identity(self.database)
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
         self._wal = file_identity(f"{self.database}-wal")
@@ -82,6 +87,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             self._check_file(self._opened.file)
             result = read(connection.execute(sql, named))
             self._check_file(self._opened.file)
+            if writes:
+                self._empty_long_log(connection)
             return result
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             self.close()
@@ -92,6 +99,19 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         finally:
             if writes:
                 self._write_lock.release()
+
+    def _empty_long_log(self, connection: sqlite3.Connection) -> None:
+        """Write a long log into the file, and empty it. Needs the write lock.
+
+        SQLite itself never empties it while there is always a reader.
+        https://www.sqlite.org/wal.html#avoiding_excessively_large_wal_files
+        """
+        wal = f"{self.database}-wal"
+        with suppress(OSError, sqlite3.Error):  # The statement has succeeded.
+            if os.path.getsize(wal) > self._max_log_bytes:
+                connection.execute(f"PRAGMA busy_timeout = {LOG_WAIT_MS}")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._max_log_bytes = os.path.getsize(wal) + MAX_LOG_BYTES
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:

@@ -245,3 +245,51 @@ def test_a_full_disk_is_a_503_and_heals(tmp_path: Path, small_disk: Path) -> Non
         assert len(user.tasks()) == statuses.count(201) + 2
     print(f"\na full disk: {statuses.count(503)} refused; healed in {took:.2f} s")
     assert '"level":"error"' not in server.log_file.read_text()
+
+
+def test_who_reads_does_not_notice_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{small_disk}/tasks.db") as server:
+        with User(server, "ann") as user:
+            path = f"/tasks/{user.create()['id']}"
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
+
+        def use(_: int) -> None:
+            with User(server, "ann") as user:
+                for _ in range(40):
+                    user.post("/tasks", json={"title": "x" * 500})
+                    statuses.append(user.get(path).status_code)
+
+        statuses: list[int] = []
+        with ThreadPoolExecutor(16) as clients:
+            list(clients.map(use, range(16)))
+    assert set(statuses) == {200}
+    assert "removed or replaced" not in server.log_file.read_text()
+
+
+@pytest.mark.slow
+def test_the_log_stays_short_while_somebody_always_reads(tmp_path: Path) -> None:
+    file, stop = tmp_path / "tasks.db", threading.Event()
+
+    def read_by_turns() -> None:
+        """Two readers, of which each begins before the other ends."""
+        with (
+            closing(sqlite3.connect(file, isolation_level=None)) as one,
+            closing(sqlite3.connect(file, isolation_level=None)) as two,
+        ):
+            two.execute("BEGIN")
+            while not stop.wait(0.02):
+                one, two = two, one
+                two.execute("BEGIN")
+                two.execute("SELECT count(*) FROM task").fetchall()
+                one.execute("COMMIT")
+
+    with Server(tmp_path, DATABASE_URL=f"sqlite:///{file}") as server, User(server, "ann") as ann:
+        path = f"/tasks/{ann.create()['id']}"
+        readers = threading.Thread(target=read_by_turns)
+        readers.start()
+        for n in range(2500):
+            assert ann.put(path, json={"description": f"{n}" + "x" * 4900}).status_code == 200
+        stop.set()
+        readers.join()
+        assert os.stat(f"{file}-wal").st_size < 20 * 1024 * 1024
