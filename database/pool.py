@@ -50,9 +50,11 @@ class Pool:
         elif len(self._idle) > 1 and not self._timer:
             timer = threading.Timer(MAX_IDLE_S, self._close_idle)
             timer.daemon = True
-            with suppress(RuntimeError):  # The system has no thread left: try again later.
+            self._timer = timer  # Before its start, so that `close` can cancel it.
+            try:
                 timer.start()
-                self._timer = timer
+            except RuntimeError:  # The system has no thread left: try again later.
+                self._timer = None
 
     def close(self) -> None:
         """Close the idle connections now, and the others as soon as they are idle."""
