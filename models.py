@@ -375,16 +375,21 @@ def is_removable(of_user: bool, task: Any = Task) -> Any:
     return task.deleted_at < sql.days_ago("days")
 
 
+def find_removable(of_user: bool, task: Any = Task) -> Any:
+    """In the order of an index: else, PostgreSQL may read the whole table to find the last ones."""
+    order = task.created_at if of_user else task.deleted_at
+    return task.select(task.user_id, task.id).where(is_removable(of_user, task)).order_by(order)
+
+
 @statement
 def select_removable(of_user: bool) -> Node:
-    return Task.select(1).where(is_removable(of_user)).limit(1)
+    found: Node = find_removable(of_user).limit(1)
+    return found
 
 
 @statement
 def remove(of_user: bool) -> Node:
-    found = Task.alias("found")
-    batch = found.select(found.user_id, found.id).where(is_removable(of_user, found))
-    batch = batch.limit(MAX_BATCH)
+    batch = find_removable(of_user, Task.alias("found")).limit(MAX_BATCH)
     # The condition is repeated for a task that is restored after its row was found.
     return Task.delete().where(is_removable(of_user), Tuple(Task.user_id, Task.id).in_(batch))
 
