@@ -43,8 +43,9 @@ SCHEMA_LOCK = 0x7461736B
 # The longest wait for this lock, and the pause between two tries. PostgreSQL releases the lock of a
 # client that has been silent for LOST_CLIENT_S.
 LOCK_WAIT_S, LOCK_PAUSE_S, LOST_CLIENT_S = 30.0, 0.02, 60.0
-# How long a migration waits for a table, and the pause before the next try: while it waits, every
-# request waits behind it. After a second (deadlock_timeout), PostgreSQL cancels an autovacuum.
+# How long a migration waits for a table, and the pause before the next try, of any server: while it
+# waits, every request waits behind it. After a second (deadlock_timeout), PostgreSQL cancels an
+# autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
 # Where libpq looks for a client's certificate. If it may not look there, such as in root's home
 # after a setuid, it uses no TLS. With the name of a file that does not exist, it does.
@@ -206,9 +207,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 raise UnusableSchema(FOREIGN_NAME.format(one_line(original))) from error
             if isinstance(original, errors.LockNotAvailable):
                 busy = TimeoutError("another transaction uses the table")
-                problem = unavailable(busy, UPGRADING)
-                sleep(TABLE_PAUSE_S)  # Before the next request tries again.
-                raise problem from busy
+                raise unavailable(busy, UPGRADING) from busy
             raise unavailable(error) from error
         finally:
             self.dispose()
@@ -244,7 +243,14 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 if not self.execute_sql("SELECT to_regnamespace(%s)", (schema,)).fetchone()[0]:
                     self.execute_sql(f"CREATE SCHEMA {schema}")
                 self.execute_sql(f"SET LOCAL search_path = {schema}")
-                yield
+                try:
+                    with self.atomic():  # A savepoint: its end releases the table.
+                        yield
+                except peewee.OperationalError as error:
+                    # Servers that tried one after the other would leave requests no time between.
+                    if isinstance(getattr(error, "orig", None), errors.LockNotAvailable):
+                        sleep(TABLE_PAUSE_S)
+                    raise
 
 
 def attempts() -> Iterator[None]:

@@ -123,6 +123,47 @@ def test_a_migration_does_not_hold_up_other_servers_while_a_dump_runs(
     assert "another transaction uses the table" in new.log_file.read_text()
 
 
+def test_migrations_of_many_servers_leave_others_time_while_a_dump_runs(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """They try one after the other, with one pause between all tries: 2 of 7 seconds are lost."""
+    url = cluster.url(database)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    make_schema_of(MIGRATIONS[:-1], tmp_path / "old", url)
+    insert_by_hand(url, "ann", "Buy milk")
+    with closing(psycopg2.connect(url)) as dump:
+        dump.cursor().execute("LOCK TABLE task IN ACCESS SHARE MODE")
+        with (
+            Server(tmp_path / "old", app="old:create_app()", DATABASE_URL=url) as old,
+            Server(tmp_path / "new", WEB_CONCURRENCY="6", DATABASE_URL=url) as new,
+            User(old, "ann") as user,
+        ):
+            done = threading.Event()
+
+            def ask() -> None:
+                while not done.is_set():
+                    answer = requests.get(f"{new.url}/ready", timeout=15)
+                    assert answer.json()["detail"] == UPGRADING
+
+            asking = [threading.Thread(target=ask) for _ in range(12)]
+            for thread in asking:
+                thread.start()
+            held_up, start = 0.0, time.monotonic()
+            while (before := time.monotonic()) < start + 14:
+                assert [task["title"] for task in user.tasks()] == ["Buy milk"]
+                took = time.monotonic() - before
+                held_up += took if took > 0.5 else 0
+                time.sleep(0.01)
+            done.set()
+            for thread in asking:
+                thread.join(20)
+            dump.rollback()
+            eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 15)
+    print(f"\nsix processes that migrate beside a dump: held up for {held_up:.1f} of 14 s")
+    assert held_up < 7
+
+
 @pytest.mark.stops_postgres
 def test_a_migration_cancels_an_autovacuum_that_is_in_its_way(
     tmp_path: Path, cluster: Cluster, database: str
