@@ -372,7 +372,9 @@ def is_removable(of_user: bool, task: Any = Task) -> Any:
     """Whether to remove a task: one of this user, or one of anyone that was deleted long ago."""
     if of_user:
         return (task.user_id == Parameter("user_id")) & (task.created_at <= Parameter("newest"))
-    return task.deleted_at < sql.days_ago("days")
+    # A server of version 1.0 changes tasks in the trash as if they were not deleted.
+    long_ago = sql.days_ago("days")
+    return (task.deleted_at < long_ago) & (task.updated_at < long_ago)
 
 
 def find_removable(of_user: bool, task: Any = Task) -> Any:

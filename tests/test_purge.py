@@ -114,6 +114,19 @@ def test_a_server_purges_at_its_start_what_is_old(
     assert titles(database_url) == kept
 
 
+def test_a_task_in_the_trash_that_version_1_0_has_changed_is_kept(
+    tmp_path: Path, database_url: str
+) -> None:
+    """After a return to 1.0, users see such a task, and 1.0 acknowledges what they write to it."""
+    to_trash(database_url, "old", 31)
+    changed = {"deleted_at": days_ago(31), "updated_at": days_ago(1)}
+    task_id = insert_by_hand(database_url, "ann", "changed", **changed)
+    with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "ann") as user:
+        eventually(lambda: purged(server) == 1, 5)
+        assert titles(database_url) == ["changed"]
+        assert user.post(f"/tasks/{task_id}/restore").json()["title"] == "changed"
+
+
 @on_postgres
 def test_a_day_of_the_trash_has_24_hours_in_every_time_zone(
     tmp_path: Path, database_url: str
