@@ -194,8 +194,8 @@ def serialize(
 ) -> Page:
     """Write the rows of a driver's cursor as JSON, until `limit` tasks or `room_bytes` are used up.
 
-    If the database measured, it has sent rows until one exceeded `sent_bytes`. Only a few rows are
-    in memory at a time: all of them would take many times the page's size.
+    If the database measured, it has sent rows until one exceeded `sent_bytes`. Only a few rows at a
+    time become Python objects: all of them would take many times the page's size.
     """
     chunks: list[bytes] = []
     pair = pair_names_and_deletion if sorting.sort == "deleted" else models.pair_names

@@ -30,7 +30,7 @@ WRONG: dict[type[Exception], str] = {
     jwt.InvalidIssuerError: "Wrong issuer: found iss {iss}, expected {issuer}",
     jwt.InvalidAudienceError: "Wrong audience: found aud {aud}, expected {audience}",
 }
-# For a missing claim and an empty one, PyJWT raises MissingRequiredClaimError, which has its name.
+# PyJWT raises MissingRequiredClaimError for a missing claim, and for an empty `aud`.
 MISSING_CLAIMS: dict[object, type[Exception]] = {
     "iss": jwt.InvalidIssuerError,
     "aud": jwt.InvalidAudienceError,

@@ -178,7 +178,7 @@ def read_keys(document: Any) -> Keys:
                 key = PyJWK(public, "EdDSA" if algorithm == "Ed25519" else algorithm)
                 key.algorithm_name = algorithm
                 if key.Algorithm.check_key_length(key.key):
-                    continue  # Too short: no token would be accepted.
+                    continue  # Too short to be safe. PyJWT would only warn.
                 keys.setdefault(member.get("kid"), {}).setdefault(algorithm, key)
     if not keys:
         found = [member for member in members if isinstance(member, dict)]

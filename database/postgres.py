@@ -308,8 +308,8 @@ def to_literal(text: str) -> Escaped | extensions.QuotedString:
 def wait_for_server(connection: Connection) -> None:
     """Wait for the server, also while connecting. Raises TimeoutError at the deadline.
 
-    libpq's connect_timeout has no effect on a peer that accepts and then stays silent.
-    https://www.psycopg.org/docs/extensions.html
+    With a wait callback, psycopg2 connects by PQconnectStart, which ignores `connect_timeout`.
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PQCONNECTSTARTPARAMS
     """
     while (state := connection.poll()) != extensions.POLL_OK:
         poll = select.poll()

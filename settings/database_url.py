@@ -14,7 +14,8 @@ from psycopg2.extensions import parse_dsn
 from settings.variables import InvalidSetting, Variables, check
 
 # A URL is often copied as part of a command or an assignment: psql '...', export NAME="...".
-# In a password that is not percent-encoded, libpq takes what follows an @ or a / for the host.
+# If a password has an @ or a / that is not percent-encoded, libpq takes a part of the password, or
+# the user, for the host.
 POSTGRES_URL = re.compile(
     r"""[\w\s='":]*?postgres(?:ql)?(?:\+\w+)?://"""
     r"""(?P<credentials>[^@/\s'"]*@)?(?P<host>[^?\s'"]*)\??(?P<query>[^\s'"]*)['"]?"""

@@ -12,8 +12,8 @@ from server import log_request
 from web.parsing import StrictRequest
 
 BUSY = "The server is busy. Nothing has changed. Try again soon."
-# For a file, Werkzeug answers some of them with a 412 or a 416 that is no problem document, and a
-# date that no calendar has with a traceback. Files are still revalidated by their ETag.
+# Not for files: Werkzeug would answer If-Match with a 412 that is no problem document, a range with
+# a 206 or a 416, and a year or a day of many digits with a 500. If-None-Match works.
 FILE_CONDITIONS = ("IF_MATCH", "IF_MODIFIED_SINCE", "IF_RANGE", "IF_UNMODIFIED_SINCE", "RANGE")
 
 
