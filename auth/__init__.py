@@ -158,7 +158,7 @@ def authorize() -> None:
     """Check that the request's token is for the user in the path.
 
     Raises Unauthenticated, Forbidden, or ServiceUnavailable while the issuer's keys are not known.
-    A preflight has no token (Fetch standard, section 3.2.2).
+    A preflight has no token: https://fetch.spec.whatwg.org/#cors-protocol-and-credentials
     """
     verifier: Verifier | None = current_app.extensions["auth"]
     if verifier is None or request.method == "OPTIONS":

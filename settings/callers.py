@@ -71,7 +71,7 @@ def is_trusted(url: str) -> bool:
 
 
 def read_origins(variables: Variables) -> tuple[str, ...]:
-    """CORS_ORIGINS as browsers send them: without a default port (RFC 6454, section 6.1)."""
+    """CORS_ORIGINS as browsers send them: without a default port (RFC 6454, section 6.2)."""
     items = variables.texts("CORS_ORIGINS", LOCAL_ORIGINS)
     if items == ("*",):
         return items

@@ -1,4 +1,4 @@
-"""Cross-origin resource sharing (Fetch standard, section 3.2)."""
+"""Cross-origin resource sharing: https://fetch.spec.whatwg.org/#http-cors-protocol"""
 
 import re
 
