@@ -132,7 +132,8 @@ def send(
 ) -> Any:
     """Send the statement that `query` builds for `variant`, with `values` for its parameters.
 
-    If it `has_retry`, another statement is sent after a lost answer, built with `is_retry`.
+    If it `has_retry`, another statement is sent after a lost answer, built with `is_retry`. Raises
+    ServiceUnavailable, as does every function that sends a statement.
     """
     database: TaskDatabase = current_app.extensions["database"]
     first = query(database, *variant)

@@ -73,7 +73,8 @@ class TaskDatabase(peewee.Database):
 
         `read` makes the result from the driver's cursor. A statement may be sent more than once: a
         write must recognize its earlier attempt. After an attempt whose answer was lost, `retry` is
-        sent instead. Raises ServiceUnavailable if the database cannot be reached in time.
+        sent instead. Raises ServiceUnavailable, or the driver's error if the statement is wrong or
+        breaks a constraint.
         """
         with request_limit():
             self._acquire_slot()
@@ -88,7 +89,10 @@ class TaskDatabase(peewee.Database):
                 self._slots.release()
 
     def _acquire_slot(self) -> None:
-        """Wait for a slot, but only while other requests release slots: some threads stay free."""
+        """Wait for a slot, but only while other requests release slots: some threads stay free.
+
+        Raises ServiceUnavailable.
+        """
         while not self._slots.acquire(timeout=min(self.slot_wait_s, time_left())):
             if monotonic() - self._released_at >= self.slot_wait_s or not time_left():
                 raise unavailable("every connection is busy")

@@ -198,7 +198,10 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     @contextmanager
     def _own_connection(self) -> Iterator[None]:
-        """Close the connection that Peewee opens for this thread. Raises ServiceUnavailable."""
+        """Close the connection that Peewee opens for this thread.
+
+        Raises ServiceUnavailable or UnusableSchema.
+        """
         try:
             yield
         except (peewee.PeeweeException, *DRIVER_ERRORS) as error:

@@ -145,8 +145,9 @@ def refuse_partial_bodies() -> None:
 def read_body(request: Request) -> bytes:
     """Read the whole body from the server's stream.
 
-    Werkzeug's own stream costs more CPU than parsing the body. Raises BadRequest if the client sent
-    less than it announced, or if the server does not read chunks. Raises RequestEntityTooLarge.
+    Werkzeug's own stream costs more CPU than parsing the body. Raises RequestEntityTooLarge. Raises
+    BadRequest if the client sent less than it announced or a broken chunk, or if the server does
+    not read chunks.
     """
     environ, length = request.environ, request.content_length
     stream = environ["wsgi.input"]
