@@ -34,8 +34,8 @@ from database import Parameter, Read, TaskDatabase, request_limit, sql, statemen
 # How many tasks one statement removes, the pause after it, and how many statements in a row may
 # remove nothing before removing ends.
 MAX_BATCH, REMOVAL_PAUSE_S, MAX_EMPTY_BATCHES = 1000, 0.1, 20
-# How many writes of a task are remembered: as many as a server has connections. The mark of a write
-# is the last characters of its revision, which are 62 random bits.
+# How many writes of a task are remembered: as many as a server has connections by default. The mark
+# of a write is the last characters of its revision, which are 62 random bits.
 REMEMBERED_WRITES, MARK_LENGTH = 32, 17
 NO_SUCH_TASK = "There is no such task."
 # The namespace of the ids that are made from an Idempotency-Key (RFC 9562, section 5.5).
@@ -101,7 +101,7 @@ HIDDEN = {"deleted_at", "revision", "recent_writes", *DERIVED}
 SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at", "completed_at"}
 PUBLIC_FIELDS = [name for name in FIELDS if name not in HIDDEN]
 DELETED_FIELDS = [*PUBLIC_FIELDS, "deleted_at"]
-# Pairs the columns of a row with their names. An argument `strict` would double its cost.
+# Pairs the columns of a row with their names. An argument `strict` would make it a third slower.
 pair_names = partial(zip, PUBLIC_FIELDS)
 # The fields that a client can set, with the values that a new task gets if they are omitted.
 DEFAULTS = {name: FIELDS[name].default for name in PUBLIC_FIELDS if name not in SET_BY_SERVER}
@@ -426,7 +426,7 @@ def remove_batches(of_user: bool, **values: Any) -> Iterator[int]:
     """Remove tasks in batches, with pauses in which other statements run. Yields their numbers.
 
     An empty batch is not the last one: another server may have removed its tasks. Raises
-    NotRemovable after many empty batches.
+    NotRemovable after MAX_EMPTY_BATCHES in a row.
     """
     empty_batches = 0
     while send(select_removable, of_user, **values):

@@ -34,7 +34,7 @@ from database.pool import Connection, Pool
 # The longest time to connect and for the server to run a statement, and the time that is then left
 # for its answer to arrive.
 CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, MARGIN_S = 5.0, 4.0, 1.0
-# With less time left than this, nothing is sent.
+# With less time left than this, no attempt begins.
 MIN_TIME_LEFT_S = 2 * MARGIN_S
 # The sleep before a retry is random; its maximum doubles from the first to the second of these.
 FIRST_SLEEP_S, MAX_SLEEP_S = 0.002, 1.0
