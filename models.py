@@ -53,7 +53,7 @@ def fold_tags(tags: str) -> str:
 
 
 class Task(Model):
-    """A row of the table. The owner is part of the primary key: every statement must name it.
+    """A row of the table. The primary key has the owner, whom every statement but a purge names.
 
     Clients see the fields in this order, except HIDDEN ones. A new task has the default of a field
     that the client omits, or null. A new field also needs a migration, and a field in `schemas.py`.
@@ -72,7 +72,7 @@ class Task(Model):
     completed_at = sql.TimestampField(null=True)
     # When the task was deleted. Only the trash, a restore and a repeated create see such a task.
     deleted_at = sql.TimestampField(null=True)
-    # The ETag. A write sends the same new one with each attempt.
+    # The first part of the ETag. All attempts of a write send the same new one.
     revision = UUIDField()
     # The marks of the last writes, the newest first. A write that finds its own in the row has
     # succeeded with an earlier attempt.

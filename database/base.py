@@ -54,7 +54,7 @@ class TaskDatabase(peewee.Database):
 
     # How long to wait for a slot while no other request releases one.
     slot_wait_s = 0.25
-    # A query whose result is true if there is a table or a view `task`.
+    # A query whose result is true if a table, a view or the like has the name `task`.
     find_task: str
     # Where the tables are; None where a database has no schemas.
     schema: str | None = None

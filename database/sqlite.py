@@ -59,7 +59,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         # Check before opening: SQLite would write the old file's log into a new file of this name.
         if file:
             self._check_file(file)
-        else:  # Another thread is migrating.
+        else:  # While a thread migrates, `_file` is not known.
             file = file_identity(self.database)
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.

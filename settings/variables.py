@@ -11,8 +11,8 @@ import click
 from dotenv import dotenv_values, find_dotenv
 from dotenv.parser import parse_stream
 
-# One of these in the environment means a platform: listen on every address, no database by default,
-# and no open access. docs/deploy.md lists them, too.
+# One of these in the environment means a platform: listen on every IPv4 address, no database by
+# default, and no open access. docs/deploy.md lists them, too.
 PLATFORM_VARIABLES = {
     "PORT",
     "AWS_LAMBDA_FUNCTION_NAME",

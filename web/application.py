@@ -54,7 +54,7 @@ class OrjsonProvider(DefaultJSONProvider):
 
 
 def refuse_in_overload() -> None:
-    """Raise ServiceUnavailable if the server's event loop says that no thread will be free soon."""
+    """Raise ServiceUnavailable if the server says that the request waits for too long."""
     if getattr(request.environ.get("gunicorn.socket"), "is_refused", False):
         raise ServiceUnavailable(BUSY, retry_after=1)
 
