@@ -86,7 +86,7 @@ def sort_key(sorting: Sorting) -> ColumnBase:
         # Null is the last in both orders; only a due date can be null.
         return fn.coalesce(text, "~" if sorting.order == "asc" else "")
     if sorting.sort == "deleted":
-        # PostgreSQL would read its index, which has the trash of all users, to find one user's.
+        # PostgreSQL would read the index of `deleted_at` itself, which has the trash of all users.
         return fn.coalesce(Task.deleted_at, Task.deleted_at)
     return FIELDS[f"{sorting.sort}_at"]
 

@@ -248,7 +248,7 @@ def select_one() -> Node:
 
 
 def get_task(user_id: str, task_id: TaskId) -> StoredTask:
-    """Find a task. Raises NotFound, also for None, which is the id of no task."""
+    """Find a task. Raises NotFound."""
     rows = send(select_one, user_id=user_id, id=task_id) if task_id else []
     if not rows:
         raise NotFound(NO_SUCH_TASK)
@@ -414,7 +414,7 @@ def forget(user_id: str) -> int:
 
 
 def purge(days: int) -> int:
-    """Remove the tasks that are in the trash for more than `days`. Returns their number."""
+    """Remove the tasks that have been in the trash for more than `days`. Returns their number."""
     total = 0
     with suppress(NotRemovable):  # Or another server has been faster each time.
         for number in remove_batches(False, days=days):
@@ -423,7 +423,7 @@ def purge(days: int) -> int:
 
 
 def remove_batches(of_user: bool, **values: Any) -> Iterator[int]:
-    """Remove tasks in batches, with pauses in which other statements run. Yields their numbers.
+    """Remove tasks in batches, with pauses in which other statements run. Yields each number.
 
     An empty batch is not the last one: another server may have removed its tasks. Raises
     NotRemovable after MAX_EMPTY_BATCHES in a row.

@@ -21,7 +21,7 @@ from web import Blueprint, Invalid, QuerySchema, not_modified_if_known, sent_tag
 IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 # The longest URL that can be requested with any method.
 MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
-# The end of a task's ETag: with other fields, as in another version, it is another representation.
+# The end of a task's ETag. In a version with more fields, the same task has another ETag.
 TAG_END = f".{len(models.PUBLIC_FIELDS)}"
 PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
 LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()

@@ -65,7 +65,7 @@ class Pool:
             connection.close()
 
     def _close_idle(self) -> None:
-        """Close what is idle for MAX_IDLE_S. `push` starts this again while several are idle."""
+        """Close what has been idle for MAX_IDLE_S. `push` starts this again if several are idle."""
         self._timer, until = None, monotonic() - MAX_IDLE_S
         with suppress(IndexError):  # Other threads use the list at the same time.
             while len(self._idle) > 1 and self._idle[0][0] <= until:

@@ -48,7 +48,7 @@ LOCK_WAIT_S, LOCK_PAUSE_S, LOST_CLIENT_S = 30.0, 0.02, 60.0
 # autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
 # Where libpq looks for a client's certificate. If it may not look there, such as in root's home
-# after a setuid, it uses no TLS. With the name of a file that does not exist, it does.
+# after a setuid, TLS fails. With the name of a file that does not exist, TLS works.
 CLIENT_CERTIFICATE, NO_FILE = "~/.postgresql/postgresql.crt", "/no-such-folder/no-such-file"
 # Peewee makes psycopg2 return UUID objects; the text is enough.
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
@@ -70,7 +70,8 @@ NAME_ERRORS = (
     errors.UndefinedColumn,
     errors.WrongObjectType,
 )
-# The tables are not whole, for instance while the database is restored, or to an earlier time.
+# A table or a column is missing, such as while the database is restored, or since it was restored
+# to an earlier time.
 SCHEMA_ERRORS = (
     errors.UndefinedTable,
     errors.UndefinedColumn,
@@ -163,8 +164,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     # Further lines can have the row, which must not get into the log.
                     raise type(error)(one_line(error)) from None
                 else:
-                    # A new connection may not be refused: it is to the server that was promoted,
-                    # or has the rights and the settings of today.
+                    # A new connection may succeed: it leads to the server that was promoted, or
+                    # has the rights and the settings of today.
                     self._discard(pool, connection)
                     if was_refused:
                         break

@@ -23,7 +23,7 @@ def as_json(field: Field) -> Node:
     """A field as JSON has it: a boolean, a time in UTC as RFC 3339 text, or any other value."""
     name = SQL(field.name)
     if isinstance(field, TimestampField):
-        # In every time zone of a session.
+        # The text is the same in every session, whatever its time zone.
         form = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
         text = SQL(f"to_char({field.name} AT TIME ZONE 'UTC', {form})")
         return Dialect(postgres=text, sqlite=name)
@@ -62,10 +62,10 @@ def contains(text: Field, part: Node) -> Dialect:
 
 
 def holds_lock(name: str) -> Dialect:
-    """True, once the transaction has the lock that a parameter's text names, until it ends.
+    """True, once the transaction has the lock that a parameter's text names.
 
+    PostgreSQL releases it at the transaction's end. SQLite has one writer at a time anyway.
     https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
-    SQLite has one writer at a time anyway.
     """
     lock = SQL(f"(SELECT pg_advisory_xact_lock(hashtextextended(%({name})s, 0))) IS NOT NULL")
     return Dialect(postgres=lock, sqlite=SQL("TRUE"))

@@ -166,7 +166,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def file_identity(file: str) -> FileIdentity:
-    """Identify a file by device and inode: a new file of the same name has another identity."""
+    """The identity of `file`: a new file of the same name has another one."""
     try:
         found = os.stat(file)
     except OSError:

@@ -33,8 +33,8 @@ from server.connection import Connection
 CLIENT_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 2.0
 # A request that no thread has taken for so long is a 503: its client may have given up.
 MAX_QUEUE_S = 8.0
-# The master asks for the heartbeats every second, and the event loop waits as long as it intends
-# to. After a pause that is longer by this, the process was frozen.
+# A process was frozen if the event loop wakes this much later than it intended to, or if the
+# master, which asks for the heartbeats every second, has not asked for so long.
 MAX_PAUSE_S = 2.0
 # The most data that may wait in the loop.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
@@ -179,7 +179,7 @@ class Worker(ThreadWorker):
 
     def enqueue_req(self, conn: Any) -> None:
         """Wait for the next request on a connection."""
-        # Without reading more than there is, or a fast client would fill the memory.
+        # While a whole request is there, nothing is received: a fast client would fill the memory.
         if (conn.received and self.proceed(conn)) or self.receive(conn):
             return
         if conn.size or not conn.parser.req_count:

@@ -15,7 +15,7 @@ PRIVATE_HOST = re.compile(
     re.ASCII,
 )
 HOST = r"([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?"  # Perhaps with a port.
-# With a path without what a placeholder (<your-domain>) or a mistake has.
+# Its path has no character of a placeholder (<your-domain>) or of a mistake.
 WEB_ADDRESS = re.compile(rf"https?://{HOST}([/?][!#-;=?-~]*)?", re.ASCII | re.IGNORECASE)
 ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{HOST}", re.ASCII)
 # The development servers of Next.js and Vite.

@@ -31,7 +31,7 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         origin = "*" if anyone else request.headers.get("Origin", "")
         if not anyone:  # Otherwise the response is the same for every origin.
             response.headers.add("Vary", "Origin")
-        # An app's own scheme can have letters of either case, such as the id of an extension.
+        # An origin with a scheme of an app or an extension can have upper-case letters.
         if origin.lower() not in origins:
             return response
         response.headers["Access-Control-Allow-Origin"] = origin

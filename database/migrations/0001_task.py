@@ -40,5 +40,5 @@ def up(migrator: Any, db: Database) -> None:
             primary_key = CompositeKey("user_id", "id")
             indexes = ((("user_id", "created_at", "id"), False),)
 
-    # With IF NOT EXISTS, an index of another table would do.
+    # With IF NOT EXISTS, an index of another table that has this name would be taken for ours.
     db.create_tables([Task], safe=False)
