@@ -4,19 +4,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from peewee import ColumnBase, Context, Node
+from peewee import SQL, ColumnBase, Context, Node
 
 from database.base import TaskDatabase
-
-
-class Parameter(ColumnBase):
-    """A named parameter, whose value the driver inserts when the statement is sent."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __sql__(self, context: Context) -> Context:
-        return context.literal(f"%({self.name})s" if for_postgres(context) else f":{self.name}")
 
 
 class Dialect(ColumnBase):
@@ -26,13 +16,16 @@ class Dialect(ColumnBase):
         self.postgres, self.sqlite = postgres, sqlite
 
     def __sql__(self, context: Context) -> Context:
-        written: Context = context.sql(self.postgres if for_postgres(context) else self.sqlite)
+        is_postgres = context.state.param == "%s"  # In SQLite, it is "?".
+        written: Context = context.sql(self.postgres if is_postgres else self.sqlite)
         return written
 
 
-def for_postgres(context: Context) -> bool:
-    """Whether the SQL is written for PostgreSQL, whose driver has `%s` for a parameter."""
-    return bool(context.state.param == "%s")
+class Parameter(Dialect):
+    """A named parameter, whose value the driver inserts when the statement is sent."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(postgres=SQL(f"%({name})s"), sqlite=SQL(f":{name}"))
 
 
 def statement(build: Callable[..., Node]) -> Callable[..., str]:
