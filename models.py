@@ -197,7 +197,7 @@ IS_THIS = IS_OWNED & (Task.id == Parameter("id"))
 NOT_DELETED = Task.deleted_at.is_null()
 # Whether a task is not deleted and has any revision, or an expected one.
 IS_CURRENT = NOT_DELETED & (
-    Parameter("expected").is_null() | sql.is_one_of(Task.revision, "expected", "uuid")
+    Parameter("expected").is_null() | sql.is_one_of(Task.revision, "expected")
 )
 # Whether an earlier attempt of this write has changed the task.
 MARK = fn.substr(NEW_REVISION, 36 - MARK_LENGTH + 1)  # A revision has 36 characters.

@@ -71,10 +71,10 @@ def holds_lock(name: str) -> Dialect:
     return Dialect(postgres=lock, sqlite=SQL("TRUE"))
 
 
-def is_one_of(field: Field, values: str, kind: str = "text") -> Dialect:
+def is_one_of(field: Field, values: str) -> Dialect:
     """Whether `field` is among a parameter's values. One statement fits any number of them."""
     return Dialect(
-        postgres=SQL(f"{field.name} = ANY(%({values})s::{kind}[])"),
+        postgres=SQL(f"{field.name} = ANY(%({values})s::{field.field_type.lower()}[])"),
         sqlite=SQL(f"{field.name} IN (SELECT value FROM json_each(:{values}))"),
     )
 
