@@ -23,6 +23,8 @@ from database.base import (
     unavailable,
 )
 
+# The longest wait for one lock: half of a request's time.
+LOCK_TIMEOUT_S = REQUEST_TIMEOUT_S / 2
 # How much a log grows before it is emptied, and how long that may wait for readers.
 MAX_LOG_BYTES, LOG_WAIT_MS = 16 * 1024 * 1024, 500
 # The device and the inode of a file, or None if it does not exist.
@@ -33,13 +35,13 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """Many readers at once, and one writer at a time."""
 
     find_task = "SELECT count(*) FROM sqlite_master WHERE lower(name) = 'task'"
-    slot_wait_s = REQUEST_TIMEOUT_S / 2  # A busy file is never an outage: waiting helps.
+    slot_wait_s = LOCK_TIMEOUT_S  # A busy file is never an outage: waiting helps.
 
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(
             file,
             threads=threads,
-            timeout=REQUEST_TIMEOUT_S / 2,
+            timeout=LOCK_TIMEOUT_S,
             pragmas={"synchronous": "full"},
             detect_types=sqlite3.PARSE_COLNAMES,
             field_types={"TIMESTAMPTZ": "TEXT"},
@@ -147,8 +149,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
 
 def lock_wait_s() -> float:
-    """How long to wait for one lock."""
-    return min(REQUEST_TIMEOUT_S / 2, time_left())
+    """How long to wait for a lock now."""
+    return min(LOCK_TIMEOUT_S, time_left())
 
 
 @contextmanager
