@@ -25,6 +25,7 @@ from statistics import median
 import jwt
 import psycopg2
 import requests
+from packaging.requirements import Requirement
 
 from bench.conformance import check, check_floor
 from bench.data import OPERATIONS, READS, TABLES, TASKS_PER_SECOND, Database
@@ -354,10 +355,10 @@ def print_machine(database: Database) -> None:
     node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
     packages = json.loads((PEERS / "package.json").read_text())["dependencies"]
     pinned = [
-        line
+        line.partition(";")[0]
         for file in (ROOT / "requirements.txt", PEERS / "requirements.txt")
         for line in file.read_text().split("\n")
-        if "==" in line
+        if "==" in line and (not (marker := Requirement(line).marker) or marker.evaluate())
     ]
     print(
         f"{os.cpu_count()} cores ({models[0] if models else platform.machine()}),"
