@@ -3,8 +3,11 @@
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -98,11 +101,11 @@ def test_a_migration_of_10_seconds_runs_once_to_its_end(tmp_path: Path, own_url:
     assert total < 20
 
 
-def test_a_migration_does_not_hold_up_other_servers_while_a_dump_runs(
-    tmp_path: Path, cluster: Cluster, database: str
-) -> None:
-    """Whoever waits for the table that a dump reads is in the way of everybody else."""
-    url = cluster.url(database)
+@contextmanager
+def upgrade_beside_a_dump(
+    tmp_path: Path, url: str, **settings: str
+) -> Iterator[tuple[Server, User, Any]]:
+    """A new server, a user of the old one, and the dump, whose rollback ends it."""
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
     make_schema_of(MIGRATIONS[:-1], tmp_path / "old", url)
@@ -111,15 +114,23 @@ def test_a_migration_does_not_hold_up_other_servers_while_a_dump_runs(
         dump.cursor().execute("LOCK TABLE task IN ACCESS SHARE MODE")
         with (
             Server(tmp_path / "old", app="old:create_app()", DATABASE_URL=url) as old,
-            Server(tmp_path / "new", DATABASE_URL=url) as new,
+            Server(tmp_path / "new", DATABASE_URL=url, **settings) as new,
             User(old, "ann") as user,
         ):
-            start = time.monotonic()
-            while time.monotonic() < start + 3:
-                assert [task["title"] for task in user.tasks()] == ["Buy milk"]
-            assert requests.get(f"{new.url}/ready").json()["detail"] == UPGRADING
-            dump.rollback()
-            eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 15)
+            yield new, user, dump
+
+
+def test_a_migration_does_not_hold_up_other_servers_while_a_dump_runs(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Whoever waits for the table that a dump reads is in the way of everybody else."""
+    with upgrade_beside_a_dump(tmp_path, cluster.url(database)) as (new, user, dump):
+        start = time.monotonic()
+        while time.monotonic() < start + 3:
+            assert [task["title"] for task in user.tasks()] == ["Buy milk"]
+        assert requests.get(f"{new.url}/ready").json()["detail"] == UPGRADING
+        dump.rollback()
+        eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 15)
     assert "another transaction uses the table" in new.log_file.read_text()
 
 
@@ -127,39 +138,28 @@ def test_migrations_of_many_servers_leave_others_time_while_a_dump_runs(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
     """They try one after the other, with one pause between all tries: 2 of 7 seconds are lost."""
-    url = cluster.url(database)
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-    make_schema_of(MIGRATIONS[:-1], tmp_path / "old", url)
-    insert_by_hand(url, "ann", "Buy milk")
-    with closing(psycopg2.connect(url)) as dump:
-        dump.cursor().execute("LOCK TABLE task IN ACCESS SHARE MODE")
-        with (
-            Server(tmp_path / "old", app="old:create_app()", DATABASE_URL=url) as old,
-            Server(tmp_path / "new", WEB_CONCURRENCY="6", DATABASE_URL=url) as new,
-            User(old, "ann") as user,
-        ):
-            done = threading.Event()
+    url, done = cluster.url(database), threading.Event()
+    with upgrade_beside_a_dump(tmp_path, url, WEB_CONCURRENCY="6") as (new, user, dump):
 
-            def ask() -> None:
-                while not done.is_set():
-                    answer = requests.get(f"{new.url}/ready", timeout=15)
-                    assert answer.json()["detail"] == UPGRADING
+        def ask(_: int) -> None:
+            while not done.is_set():
+                answer = requests.get(f"{new.url}/ready", timeout=15)
+                assert answer.json()["detail"] == UPGRADING
 
-            asking = [threading.Thread(target=ask) for _ in range(12)]
-            for thread in asking:
-                thread.start()
+        with ThreadPoolExecutor(12) as clients:
+            asking = clients.map(ask, range(12))
             held_up, start = 0.0, time.monotonic()
-            while (before := time.monotonic()) < start + 14:
-                assert [task["title"] for task in user.tasks()] == ["Buy milk"]
-                took = time.monotonic() - before
-                held_up += took if took > 0.5 else 0
-                time.sleep(0.01)
-            done.set()
-            for thread in asking:
-                thread.join(20)
-            dump.rollback()
-            eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 15)
+            try:
+                while (before := time.monotonic()) < start + 14:
+                    assert [task["title"] for task in user.tasks()] == ["Buy milk"]
+                    took = time.monotonic() - before
+                    held_up += took if took > 0.5 else 0
+                    time.sleep(0.01)
+            finally:
+                done.set()
+            list(asking)
+        dump.rollback()
+        eventually(lambda: requests.get(f"{new.url}/ready").status_code == 200, 15)
     print(f"\nsix processes that migrate beside a dump: held up for {held_up:.1f} of 14 s")
     assert held_up < 7
 
