@@ -209,9 +209,6 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
             original = getattr(error, "orig", error)
             if isinstance(original, NAME_ERRORS):
                 raise UnusableSchema(FOREIGN_NAME.format(one_line(original))) from error
-            if isinstance(original, errors.LockNotAvailable):
-                busy = TimeoutError("another transaction uses the table")
-                raise unavailable(busy, UPGRADING) from busy
             raise unavailable(error) from error
         finally:
             self.dispose()
@@ -251,10 +248,13 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     with self.atomic():  # A savepoint: its end releases the table.
                         yield
                 except peewee.OperationalError as error:
+                    if not isinstance(getattr(error, "orig", None), errors.LockNotAvailable):
+                        raise
+                    busy = TimeoutError("another transaction uses the table")
+                    problem = unavailable(busy, UPGRADING)
                     # Servers that tried one after the other would leave requests no time between.
-                    if isinstance(getattr(error, "orig", None), errors.LockNotAvailable):
-                        sleep(TABLE_PAUSE_S)
-                    raise
+                    sleep(TABLE_PAUSE_S)
+                    raise problem from busy
 
 
 def attempts() -> Iterator[None]:
