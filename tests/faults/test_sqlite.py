@@ -288,8 +288,10 @@ def test_the_log_stays_short_while_somebody_always_reads(tmp_path: Path) -> None
         path = f"/tasks/{ann.create()['id']}"
         readers = threading.Thread(target=read_by_turns)
         readers.start()
-        for n in range(2500):
-            assert ann.put(path, json={"description": f"{n}" + "x" * 4900}).status_code == 200
-        stop.set()
-        readers.join()
+        try:
+            for n in range(2500):
+                assert ann.put(path, json={"description": f"{n}" + "x" * 4900}).status_code == 200
+        finally:
+            stop.set()
+            readers.join()
         assert os.stat(f"{file}-wal").st_size < 20 * 1024 * 1024
