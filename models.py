@@ -379,7 +379,7 @@ def is_removable(of_user: bool, task: Any = Task) -> Any:
 
 
 def find_removable(of_user: bool, task: Any = Task) -> Any:
-    """In the order of an index: else, PostgreSQL may read the whole table to find the last ones."""
+    """The tasks to remove. If no index gave their order, PostgreSQL might read the whole table."""
     order = task.created_at if of_user else task.deleted_at
     return task.select(task.user_id, task.id).where(is_removable(of_user, task)).order_by(order)
 
