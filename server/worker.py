@@ -133,10 +133,19 @@ class Worker(ThreadWorker):
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:
         super().check_config(cfg, log)
-        if cfg.is_ssl:
-            raise SystemExit("certfile, keyfile: not supported; use a proxy that terminates TLS")
-        if cfg.proxy_protocol != "off":
-            raise SystemExit("proxy_protocol: not supported; let the proxy speak HTTP")
+        unsupported = [
+            (cfg.is_ssl, "certfile, keyfile: not supported; use a proxy that terminates TLS"),
+            (
+                cfg.proxy_protocol != "off",
+                "proxy_protocol: not supported; let the proxy speak HTTP",
+            ),
+            (cfg.http_parser != "python", "http_parser: not supported, but for `python`"),
+            # Gunicorn would set it after the settings have been read.
+            (cfg.env, "env: not supported; set the variable before the start, or in .env"),
+        ]
+        for is_set, problem in unsupported:
+            if is_set:
+                raise SystemExit(problem)
 
     def accept(self, listener: socket.socket) -> None:
         try:

@@ -495,13 +495,19 @@ def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_p
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--certfile", __file__, "--keyfile", __file__], ["--proxy-protocol"]],
-    ids=["TLS", "PROXY"],
+    [
+        ["--certfile", __file__, "--keyfile", __file__],
+        ["--proxy-protocol"],
+        ["--http-parser", "fast"],
+        # Without it, anyone would be let in.
+        ["--env", f"JWT_SECRET={'sesame' * 6}"],
+    ],
+    ids=["TLS", "PROXY", "parser", "environment"],
 )
-def test_what_the_event_loop_cannot_read_stops_the_start(
+def test_an_option_that_would_not_work_stops_the_start(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     server = Server(tmp_path, *arguments)
     assert server.process.wait(10) != 0
     log = server.log_file.read_text()
-    assert "not supported" in log and "Traceback" not in log
+    assert "not supported" in log and "Traceback" not in log and "sesame" not in log
