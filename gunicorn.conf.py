@@ -9,6 +9,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -48,19 +50,31 @@ control_socket_disable = True  # Not used; its file needs a home folder, which c
 
 
 def on_starting(server: Any) -> None:
+    """Change what the master does if a process is missing, and on the signals of a terminal."""
+    server.spawn_worker = partial(spawn_worker, server, server.spawn_worker)
+    # Ctrl+C, Fly and PM2 send SIGINT. Gunicorn would drop the requests; at the second one, it does.
+    server.handle_int = server.handle_term
+    if os.isatty(2):
+        server.handle_hup = partial(hang_up, server, server.handle_hup)
+
+
+def spawn_worker(server: Any, spawn: Callable[[], object]) -> None:
     """Keep the master if the system has no process left for a worker: Gunicorn would end it.
 
     The master tries again every second.
     """
-    spawn = server.spawn_worker
+    try:
+        spawn()
+    except OSError as error:
+        server.log.warning("No worker can be started now: %s", error.strerror)
 
-    def spawn_worker() -> None:
-        try:
-            spawn()
-        except OSError as error:
-            server.log.warning("No worker can be started now: %s", error.strerror)
 
-    server.spawn_worker = spawn_worker
+def hang_up(server: Any, reload: Callable[[], object]) -> None:
+    """Stop the server if its terminal was closed. Gunicorn would reload, and keep the port."""
+    if os.isatty(2):
+        reload()
+    else:
+        server.handle_term()
 
 
 def when_ready(server: Any) -> None:

@@ -7,6 +7,7 @@ and a bounded amount of memory, but no thread.
 
 import logging
 import re
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -166,6 +167,12 @@ class Worker(ThreadWorker):
                         break
                     self.accept(listener)
                 listener.close()
+
+    def init_signals(self) -> None:
+        """Leave SIGINT and SIGHUP to the master: a terminal sends them to the workers, too."""
+        super().init_signals()
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
     def is_parent_alive(self) -> bool:
         """Whether the master runs. If it was killed, stop as on SIGTERM, and leave the port."""

@@ -349,9 +349,10 @@ def test_render_starts_what_the_procfile_starts() -> None:
     assert RENDER_YAML["services"][0]["startCommand"] == PROCFILE["web"]
 
 
-def test_railway_waits_for_the_longest_request(deployed: Deployed) -> None:
+def test_railway_and_fly_wait_for_the_longest_request(deployed: Deployed) -> None:
     seconds = int(deployed.configuration["graceful_timeout"])
     assert RAILWAY_JSON["deploy"]["drainingSeconds"] > seconds
+    assert tomllib.loads(example("toml", "fly.toml"))["kill_timeout"] > seconds
 
 
 def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
@@ -523,10 +524,9 @@ def example(language: str, part: str) -> str:
     return block
 
 
-def test_fly_leads_to_the_port_of_the_image_and_stops_it_as_docker_does() -> None:
+def test_fly_leads_to_the_port_of_the_image() -> None:
     config = tomllib.loads(example("toml", "fly.toml"))
     assert str(config["http_service"]["internal_port"]) == image_environment()["PORT"]
-    assert config["kill_signal"] == "SIGTERM"
 
 
 def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path) -> None:

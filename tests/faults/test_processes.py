@@ -77,15 +77,32 @@ def test_a_stop_under_load(
     assert slowest < 2
 
 
-def test_a_request_that_takes_seconds_survives_a_stop(server: Server, network: Network) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_request_that_takes_seconds_survives_a_stop(
+    server: Server, network: Network, name: str
+) -> None:
+    """Also if the signal reaches every process, as that of Ctrl+C does."""
     assert requests.get(f"{server.url}/ready").status_code == 200
     network.delay = 3.0
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(requests.get, f"{server.url}/ready")
         time.sleep(0.5)
-        server.process.send_signal(signal.SIGTERM)
+        for process in (server.process.pid, *workers(server)):
+            os.kill(process, signal.Signals[name])
         assert slow.result().status_code == 200
     assert server.process.wait(10) == 0
+
+
+def test_a_second_ctrl_c_does_not_wait_for_requests(server: Server, network: Network) -> None:
+    assert requests.get(f"{server.url}/ready").status_code == 200
+    network.delay = 6.0
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(requests.get, f"{server.url}/ready")
+        for _ in range(2):
+            time.sleep(0.5)
+            server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(4) == 0
+        assert isinstance(slow.exception(), requests.ConnectionError)
 
 
 def is_refused(address: tuple[str, int]) -> bool:
@@ -224,6 +241,27 @@ def test_a_reload_under_load(server: Server) -> None:
         time.sleep(3)
     load.check("SIGHUP, three times", allowed={200, 201})
     assert not before & workers(server)
+
+
+def test_a_hangup_ends_no_worker(server: Server) -> None:
+    """A terminal, or `nohup` under a shell that is hung up, sends SIGHUP to every process."""
+    before = workers(server)
+    for worker in before:
+        os.kill(worker, signal.SIGHUP)
+    time.sleep(0.5)
+    assert workers(server) == before
+
+
+def test_a_server_whose_terminal_is_closed_stops(tmp_path: Path) -> None:
+    terminal, output = os.openpty()
+    with Server(tmp_path, output=output) as server:
+        os.close(output)
+        server.process.send_signal(signal.SIGHUP)  # By hand: it reloads.
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        os.close(terminal)
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.wait(10) == 0
 
 
 def test_a_worker_is_killed(server: Server) -> None:
