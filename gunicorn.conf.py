@@ -4,6 +4,7 @@ This file, `on_starting` and `when_ready` run before the fork; `post_fork`, `cre
 `post_worker_init` run after it, in each worker.
 """
 
+import codecs
 import gc
 import os
 import resource
@@ -21,6 +22,9 @@ from server import ServerLogger, Worker, log_warnings, logging_config, startup_s
 from settings import MAX_REQUEST_LINE, VERSION, process_settings
 
 settings = process_settings()
+# Requests need these. With `--user`, a worker may not read a Python in root's home folder.
+for codec in ("idna", "unicode_escape"):
+    codecs.lookup(codec)
 
 wsgi_app = "app:create_app()"
 bind = f"{settings.host}:{settings.port}"

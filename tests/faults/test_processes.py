@@ -437,3 +437,20 @@ def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path, name: str
         time.sleep(0.02)
     assert server.stop() == 0
     assert time.monotonic() < deadline
+
+
+def test_a_worker_that_may_not_read_the_files_of_python(tmp_path: Path) -> None:
+    """As with `--user`, if root has installed Python in its home folder."""
+    config = tmp_path / "conf.py"
+    config.write_text(
+        f"exec(open({str(ROOT / 'gunicorn.conf.py')!r}).read())\n"
+        "ours = post_worker_init\n"
+        "def post_worker_init(worker):\n"
+        "    ours(worker)\n"
+        "    sys.meta_path.clear()\n"
+    )
+    with Server(tmp_path, config=config) as server, User(server, "ann") as ann:
+        task = ann.create(due_date="2026-03-01T09:00:00+01:00", tags="a,b")
+        assert ann.tasks(search="milk", sort="title") == [task]
+        assert ann.patch(f"/tasks/{task['id']}/complete").status_code == 200
+        assert ann.get(f"{server.url}/docs").status_code == 200
