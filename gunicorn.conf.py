@@ -33,6 +33,7 @@ threads = settings.threads
 worker_class = Worker
 logger_class = ServerLogger
 logconfig_dict = logging_config(settings.log_level)
+capture_output = True  # With `--log-file`, the standard error stream becomes that file.
 loglevel = settings.log_level
 # In seconds. Longer than in routers and proxies, which would send a request on a closed connection
 # and lose it: Heroku keeps one for 90, Caddy for 120, Google's load balancer for 600.

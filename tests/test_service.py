@@ -2,10 +2,12 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import requests
+from support.network import eventually
 from support.server import Server, User, new_database
 
 
@@ -165,6 +167,17 @@ def test_the_access_log_that_a_platform_asks_for_repeats_nothing(tmp_path: Path)
     with Server(tmp_path, GUNICORN_CMD_ARGS="--access-logfile -") as server:
         requests.get(f"{server.url}/api/ann/tasks")
     assert len([line for line in server.log() if line.get("path") == "/api/ann/tasks"]) == 1
+
+
+def test_the_log_can_go_to_a_file_which_can_be_renamed(tmp_path: Path) -> None:
+    file, old = tmp_path / "api.log", tmp_path / "api.log.1"
+    with Server(tmp_path, "--log-file", str(file)) as server:
+        assert '"path":"/health"' in file.read_text()
+        file.rename(old)
+        server.process.send_signal(signal.SIGUSR1)
+        eventually(file.exists, 5)
+        requests.get(f"{server.url}/api/ann/tasks")
+        eventually(lambda: "/api/ann/tasks" in file.read_text() + old.read_text(), 5)
 
 
 @pytest.mark.parametrize(("query", "looks"), [("", False), ("?gssencmode=prefer", True)])
