@@ -32,7 +32,6 @@ def read_callers(variables: Variables) -> dict[str, Any]:
     anyone, warnings = text("ALLOW_ANYONE"), []
     address = "an https:// address, or an http:// one on this machine or in a private network"
     check("JWT_JWKS_URL", not jwks_url or is_trusted(jwks_url), address)
-    check("JWT_ISSUER", not issuer.startswith("http://") or is_trusted(issuer), address)
     check("ALLOW_ANYONE", anyone in {"", "true", "false"}, "true or false")
     if jwks_url:
         parts = urlsplit(jwks_url)
