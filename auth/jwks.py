@@ -123,9 +123,9 @@ class KeySet:
         log.warning("the keys at %s could not be fetched: %.300r", address, error)
         self._failures += 1
         self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
-        # Without any keys, nobody is let in: try sooner, with a pause that doubles.
+        # Try sooner, with a pause that doubles: until then, a token of an unknown key is a 503.
         backoff = min(2.0 ** min(self._failures, 10) / 2, MIN_PAUSE_S)
-        self._next_fetch_at = monotonic() + (MIN_PAUSE_S if self._keys else backoff)
+        self._next_fetch_at = monotonic() + backoff
 
 
 def download(url: str) -> Any:

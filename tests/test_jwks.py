@@ -300,6 +300,21 @@ def test_an_unknown_id_asks_again_but_not_soon(issuer: Issuer, old: Key, new: Ke
     assert issuer.requests == 2
 
 
+def test_a_new_key_is_fetched_again_soon_after_a_failure(
+    issuer: Issuer, old: Key, new: Key
+) -> None:
+    """Until then, everybody who has a token of it gets a 503."""
+    keys = KeySet(issuer.url)
+    assert keys.find("old")
+    keys._next_fetch_at = 0.0
+    issuer.say(HTML)
+    with pytest.raises(ServiceUnavailable):
+        keys.find("new")
+    issuer.publish(old, new)
+    keys._next_fetch_at -= 1.0
+    assert keys.find("new")
+
+
 def test_an_issuer_that_is_away_is_asked_again_but_not_soon(issuer: Issuer) -> None:
     issuer.say(b"", "500 Internal Server Error")
     keys = KeySet(issuer.url)
