@@ -34,7 +34,7 @@ ALGORITHMS = {
 }
 # The bytes of a coordinate (RFC 7518, section 6.2.1.2). Authlib cuts zeros at its start.
 COORDINATE_BYTES = {"P-256": 32, "P-384": 48, "P-521": 66}
-PUBLIC_MEMBERS = {"kty", "kid", "crv", "x", "y", "n", "e"}
+PUBLIC_MEMBERS = {"kty", "crv", "x", "y", "n", "e"}
 
 # The keys by id and by algorithm: keys of two types may have one id (RFC 7517, section 4.5).
 Keys = dict[str | None, dict[str, PyJWK]]

@@ -11,8 +11,7 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # networks (.internal and .local are reserved for them), and addresses (RFC 1918; RFC 4193).
 PRIVATE_HOST = re.compile(
     r"[a-z][a-z0-9_-]*|[a-z0-9_.-]+\.(internal|local)|f[cd][0-9a-f]{2}:[0-9a-f:]+"
-    r"|(10\.\d+|192\.168|172\.(1[6-9]|2\d|3[01]))(\.\d+){2}",
-    re.ASCII,
+    r"|(10\.\d+|192\.168|172\.(1[6-9]|2\d|3[01]))(\.\d+){2}"
 )
 HOST = r"([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?"  # Perhaps with a port.
 # Its path has no character of a placeholder (<your-domain>) or of a mistake.

@@ -50,7 +50,7 @@ def read_database_url(variables: Variables) -> tuple[str, str]:
         )
     text = text or "sqlite:///tasks.db"
     file = Path(text.removeprefix("sqlite:///"))
-    is_file = file.name not in {"", ":memory:"} and not os.path.isdir(file)
+    is_file = file.name != ":memory:" and not os.path.isdir(file)
     valid = text.startswith("sqlite:///") and is_file
     check("DATABASE_URL", valid, f"{POSTGRES_FORM} or sqlite:///FILE")
     reason = f"since Python's SQLite is {sqlite3.sqlite_version}, older than 3.35"
