@@ -25,7 +25,6 @@ class Application(Flask):
     def __init__(self) -> None:
         super().__init__(__name__)
         self.json = OrjsonProvider(self)
-        self.config["SEND_FILE_MAX_AGE_DEFAULT"] = 3600
         self.url_map.merge_slashes = False
         self.before_request(refuse_in_overload)
         self.before_request(refuse_other_spellings)
