@@ -72,6 +72,8 @@ def test_an_old_sqlite_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         (MARK := "postgresql://ann:12?3&sslmode=x@host:5/db", MARK),
         ("postgresql://ann:?a@host/db?ssl=true", "postgresql://ann:?a@host/db?sslmode=require"),
         (f"{NEON}?ssl=false", f"{NEON}?sslmode=prefer"),
+        (f"{NEON}?ssl=1", f"{NEON}?sslmode=require"),
+        (f"{NEON}?ssl=0", f"{NEON}?sslmode=prefer"),
         (f"{NEON}?sslmode=Require", f"{NEON}?sslmode=require"),
         (f"{NEON}?ssl=True", f"{NEON}?sslmode=require"),
         (f"{NEON}?sslmode=verify-full&ssl=true", f"{NEON}?sslmode=verify-full"),
@@ -99,6 +101,7 @@ def test_an_old_sqlite_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (SOCKETS := "postgresql:///db?host=/tmp/x,/tmp/y&port=1,2", SOCKETS),
         (ADDRESS := "postgresql://host/db?hostaddr=192.0.2.1", ADDRESS),
+        (PORTS := "postgresql:///db?hostaddr=192.0.2.1,192.0.2.2&port=1,2", PORTS),
         (f"{NEON}?&sslmode=&connect_timeout=5", f"{NEON}?connect_timeout=5"),
         (f'export DATABASE_URL="{NEON}"\n', NEON),
         (HOSTS := "postgresql://a,b:5432/db?target_session_attrs=primary", HOSTS),
@@ -217,6 +220,7 @@ PRIVATE_HOSTS = [
         ("CORS_ORIGINS", "http://localhost:"),
         ("CORS_ORIGINS", "http://localhost:3OOO"),
         ("CORS_ORIGINS", "http://localhost:300000"),
+        ("CORS_ORIGINS", "http://localhost:\u0663\u0660\u0660\u0660"),
         ("CORS_ORIGINS", "http://[::1"),
         ("CORS_ORIGINS", "http://a:1:2"),
         ("CORS_ORIGINS", "https://b\u00fccher.example"),
@@ -225,6 +229,8 @@ PRIVATE_HOSTS = [
         ("JWT_SECRET", "x" * 32 + '"'),
         ("JWT_SECRET", "'" + "x" * 32),
         ("JWT_SECRET", "\u201c" + "x" * 32 + "\u201d"),
+        ("JWT_SECRET", "\u2018" + "x" * 32 + "\u2019"),
+        ("JWT_SECRET", "`" + "x" * 32 + "`"),
         ("JWT_SECRET", "x" * 16 + "\n" + "x" * 16),
         ("JWT_SECRET", "\u200b" + "x" * 32),
         ("JWT_SECRET", "x" * 32 + "\udcff"),
@@ -235,6 +241,9 @@ PRIVATE_HOSTS = [
         ("JWT_JWKS_URL", "issuer.example/jwks"),
         ("JWT_JWKS_URL", "https:///jwks"),
         ("JWT_JWKS_URL", "https://issuer.example:x/jwks"),
+        ("JWT_JWKS_URL", "https://issuer.example:0/jwks"),
+        ("JWT_JWKS_URL", "https://issuer.example:65536/jwks"),
+        ("JWT_JWKS_URL", "https://[issuer.example/jwks"),
         ("JWT_JWKS_URL", "file:///etc/passwd"),
         ("JWT_JWKS_URL", "https://issuer.example/jwks?apikey=pass word"),
         ("JWT_JWKS_URL", "https://issuer.example/jwks/\u00fc?apikey=pass"),
@@ -341,7 +350,9 @@ def test_the_level_of_the_log_is_taken_in_any_case(
 SECRET = "correct-horse-battery-staple-0123"
 
 
-@pytest.mark.parametrize("wrapped", ["{}", " {} ", "{}\n", '"{}"', "'{}'", ' "{}"\r\n', "' {} '"])
+@pytest.mark.parametrize(
+    "wrapped", ["{}", " {} ", "{}\n", '"{}"', "'{}'", ' "{}"\r\n', "' {} '", "'\n{}\n'"]
+)
 def test_what_is_pasted_along_with_a_value_is_taken_off(
     monkeypatch: pytest.MonkeyPatch, wrapped: str
 ) -> None:
@@ -402,7 +413,7 @@ def test_what_is_pasted_along_with_a_value_is_taken_off(
         (f"set JWT_SECRET={SECRET}", 1),
         (f"PORT=1\n{SECRET}\n", 2),
         (f"JWT_SECRET={SECRET}\n<<<<<<< HEAD\n", 2),
-        (f"PORT=1\nJWT_SECRET={SECRET}\u00e4".encode("latin-1"), 2),
+        (f"PORT=1\nJWT_SECRET={SECRET}\u00e4\nTHREADS=7".encode("latin-1"), 2),
         (f"JWT_SECRET={SECRET}".encode("utf-16-le"), 1),
         (f"JWT_SECRET={SECRET}".encode("utf-32"), 1),
     ],
@@ -522,6 +533,7 @@ STARTS = [
     ({"JWT_AUDIENCE": "api"} | TRUE, NO_KEY, NO_KEY),
     ({"JWT_JWKS_URL": "issuer.example"} | TRUE, "JWT_JWKS_URL", "JWT_JWKS_URL"),
     (SECURED, "closed", "closed"),
+    ({"JWT_SECRET": "\u00fc" * 16}, "closed", "closed"),
     (KEYS, "closed", "closed"),
     (SECURED | KEYS, "closed", "closed"),
     (SECURED | TRUE, "closed", "closed"),
