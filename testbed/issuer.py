@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.warnings import InsecureKeyLengthWarning
 
@@ -20,6 +20,7 @@ ED25519 = (ed25519.Ed25519PrivateKey.generate, OKPAlgorithm)
 MAKERS = {
     "EdDSA": ED25519,
     "Ed25519": ED25519,
+    "EdDSA of Ed448": (ed448.Ed448PrivateKey.generate, OKPAlgorithm),
     "ES256": (lambda: ec.generate_private_key(ec.SECP256R1()), ECAlgorithm),
     "ES384": (lambda: ec.generate_private_key(ec.SECP384R1()), ECAlgorithm),
     "ES512": (lambda: ec.generate_private_key(ec.SECP521R1()), ECAlgorithm),

@@ -118,6 +118,13 @@ def test_a_key_without_a_name_is_for_what_its_type_means(
     assert accepted(new_verifier(issuer), key) == meant
 
 
+def test_a_key_of_the_larger_curve_is_for_eddsa(issuer: Issuer) -> None:
+    """As the plugin of Better Auth makes with `crv: "Ed448"`."""
+    key = Key("EdDSA of Ed448", "1", alg=None)
+    issuer.publish(key)
+    assert new_verifier(issuer).verify(key.sign(CLAIMS)) == "ann"
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_public_key_is_no_secret(verifier: Verifier, keys: dict[str, Key], name: str) -> None:
     key = keys[name]
@@ -181,6 +188,25 @@ def test_a_set_without_a_usable_key_is_a_503_that_says_so(
     with pytest.raises(ServiceUnavailable) as refusal:
         KeySet(issuer.url).find("1")
     assert refusal.value.description == UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        *(None, 1, "x", [], {}, {"kty": ["RSA"]}, {"kty": "RSA", "n": 1, "e": 1}),
+        {"kty": "RSA", "n": "AQ", "e": "AQ"},
+        {"kty": "EC", "crv": "P-256", "x": "A", "y": "A"},
+        {"kty": "OKP", "crv": "Ed25519", "x": "AA"},
+    ],
+    ids=str,
+)
+def test_a_member_that_cannot_be_read_does_not_hide_a_key(issuer: Issuer, member: object) -> None:
+    key = Key("EdDSA", "1")
+    issuer.say(json.dumps({"keys": [member, key.jwk]}).encode())
+    assert new_verifier(issuer).verify(key.sign(CLAIMS)) == "ann"
+    issuer.say(json.dumps({"keys": [member]}).encode())
+    with pytest.raises(ServiceUnavailable, match=UNUSABLE):
+        KeySet(issuer.url).find("1")
 
 
 def test_the_answer_and_the_log_say_that_no_key_is_usable(issuer: Issuer, tmp_path: Path) -> None:

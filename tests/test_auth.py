@@ -348,11 +348,18 @@ NOW = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
     [
         ({"exp": 1}, rf"Expired: found exp 1970-01-01T00:00:01Z, now is {NOW}"),
         ({"exp": -(10**300)}, rf"Expired: found exp -1(0){{198}}, now is {NOW}"),
+        ({"exp": -(10**12)}, rf"Expired: found exp -1(0){{12}}, now is {NOW}"),
+        ({"exp": -(10**17)}, rf"Expired: found exp -1(0){{17}}, now is {NOW}"),
         ({"exp": "1"}, rf"Expired: found exp '1', now is {NOW}"),
         ({"exp": None}, 'Token is missing the "exp" claim'),
+        ({"sub": None}, 'Token is missing the "sub" claim'),
         (
             {"nbf": 9999999999},
             rf"Not valid yet: found nbf 2286-11-20T17:46:39Z, iat None, now is {NOW}",
+        ),
+        (
+            {"iat": 9999999999},
+            rf"Not valid yet: found nbf None, iat 2286-11-20T17:46:39Z, now is {NOW}",
         ),
         ({"iss": "https://b"}, f"Wrong issuer: found iss 'https://b', expected {ISSUER}"),
         ({"iss": "\n\x1b\u7528"}, rf"Wrong issuer: found iss '\\n\\x1b\\u7528', expected {ISSUER}"),
@@ -417,6 +424,7 @@ def test_a_strange_subject_is_nobody(mode: tuple[Server, Callable[..., str]], su
 BAD_HEADERS = {
     "crit": {"crit": ["exp"]},
     "crit of something unknown": {"crit": ["http://example.com/x"], "http://example.com/x": 1},
+    "crit of something long that is not UTF-8": {"crit": ["\ud800" * 999]},
     "crit that is no list": {"crit": "exp"},
     "an empty crit": {"crit": []},
     "b64": {"b64": False, "crit": ["b64"]},

@@ -375,6 +375,22 @@ def test_a_new_key_is_not_refused_while_the_issuer_is_away(
     assert keys.find("unknown") is None
 
 
+def test_a_set_that_was_unusable_once_is_not_called_so_later(
+    issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    issuer.publish()
+    keys = KeySet(issuer.url)
+    with pytest.raises(ServiceUnavailable, match="no key that this server can use"):
+        keys.find("old")
+    issuer.publish(old)
+    assert keys.find("old")
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.2)
+    issuer.hang()
+    with pytest.raises(ServiceUnavailable, match="cannot be reached"):
+        keys.find("new")
+
+
 def test_a_token_without_an_id_means_the_only_key(issuer: Issuer, old: Key, new: Key) -> None:
     assert KeySet(issuer.url).find(None)
     issuer.publish(old, new)
