@@ -353,6 +353,7 @@ def test_the_example_of_a_message_is_what_is_sent(user: User, document: dict[str
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("If-Match", '"x"'),
         ("If-Modified-Since", "Thu, 99 Jan 99999999999 00:00:00 GMT"),
         ("If-Modified-Since", "Thu, 01 Jan 2026 00:00:00 +9999999999"),
         ("If-Unmodified-Since", "Thu, 01 Jan 1970 00:00:00 GMT"),
