@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from flask import Response, request
 
 # RFC 9110, section 8.8.3. A tag without its quotes is also understood.
-ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*"|[^\s,"]+)', re.IGNORECASE)
+ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*"|[^\s,"]+)')
 # What Apache, Jetty and Flask-Compress add to the tag of a response that they compress.
 COMPRESSION = re.compile(r"(?:--?|:)(?:br|deflate|gzip|zstd)\Z")
 
