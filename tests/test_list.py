@@ -11,6 +11,8 @@ from uuid import uuid4
 import pytest
 from support.server import Server, User, change_by_hand, fill, pages
 
+from lists import UNMEASURED_TASKS
+
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 TITLES = [
     "banana",
@@ -223,6 +225,17 @@ def test_a_page_of_short_tasks_is_as_long_as_its_limit(
     assert len({task["id"] for page in found for task in page}) == number
     if limit == 10_000:
         assert [len(page) for page in pages(user)] == sizes
+
+
+@pytest.mark.parametrize("sort", ["created", "title"])
+def test_an_offset_counts_also_in_a_list_that_takes_two_statements(
+    user: User, database_url: str, sort: str
+) -> None:
+    user.create()
+    fill(database_url, user.name, UNMEASURED_TASKS + 9)
+    everything = user.tasks(sort=sort)
+    assert user.tasks(sort=sort, offset=5) == everything[5:]
+    assert len(everything) == UNMEASURED_TASKS + 10
 
 
 def test_a_page_that_holds_the_rest_has_no_next(user: User) -> None:
