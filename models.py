@@ -303,8 +303,7 @@ def update_task(
             raise PreconditionFailed
         return found
     changes = to_columns(body)
-    names = tuple(sorted(changes))
-    row = write_task(update, user_id, task_id, expected, names, has_retry=True, **changes)
+    row = write_task(update, user_id, task_id, expected, tuple(changes), has_retry=True, **changes)
     return to_stored(row)
 
 
