@@ -108,7 +108,9 @@ def test_unknown_fields_are_ignored_and_the_servers_own_cannot_be_set(user: User
 )
 def test_a_user_id_is_any_text(server, name: str) -> None:
     with User(server, name) as user:
-        task = user.create()
+        response = user.post("/tasks", json={"title": "x"})
+        task = response.json()
         assert task["user_id"] == name
         assert task in user.tasks()
+        assert user.get(server.url + response.headers["Location"]).json() == task
         assert user.delete(f"/tasks/{task['id']}").status_code == 200
