@@ -319,6 +319,27 @@ def test_toggles_of_one_task_by_many_while_answers_are_lost(
             assert user.tasks()[0]["completed"] is expected
 
 
+def test_a_statement_that_arrives_after_its_own_retry_changes_nothing(
+    server: Server, network: Network, database: str
+) -> None:
+    """Such as one that a pooler delivers late."""
+    sent: list[bytes] = []
+
+    def lose(asked: bytes) -> bool:
+        sent.extend([asked] * (b"UPDATE" in asked))
+        return sent == [asked]
+
+    with User(server, f"ann-{uuid4()}") as user, closing(psycopg2.connect(database)) as late:
+        path = f"/tasks/{user.create()['id']}/complete"
+        network.lose = lose
+        answer = user.patch(path)
+        network.lose = lambda _: False
+        assert (len(sent), answer.json()["completed"]) == (2, True)
+        late.autocommit = True
+        late.cursor().execute(sent[0][5:].rstrip(b"\0"))  # Behind its type and its length.
+        assert user.tasks() == [answer.json()]
+
+
 def test_a_toggle_that_waits_for_a_lock_while_its_connection_is_cut(
     server: Server, neighbor: Server, network: Network, database: str
 ) -> None:
