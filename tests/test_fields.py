@@ -340,6 +340,16 @@ def test_a_task_that_is_created_completed_was_completed_then(user: User) -> None
     assert user.tasks() == [done, open_]
 
 
+def test_a_task_that_version_1_0_reopens_has_no_time_of_completion(
+    user: User, database_url: str
+) -> None:
+    """It runs beside this version during a deploy, and does not know the field."""
+    task = user.create(completed=True)
+    sql = f"UPDATE task SET completed = false WHERE user_id = '{user.name}'"
+    change_by_hand(database_url, sql)
+    assert user.tasks() == [task | {"completed": False, "completed_at": None}]
+
+
 def test_the_servers_own_fields_cannot_be_set(user: User) -> None:
     then = "1999-12-31T00:00:00.000000Z"
     task = user.create(completed_at=then, updated_at=then)
