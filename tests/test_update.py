@@ -64,6 +64,17 @@ def test_the_time_moves_on_where_another_clock_is_ahead(
     assert second["updated_at"] == "3000-01-01T00:00:00.000001Z"
 
 
+def test_a_task_that_is_changed_often_does_not_grow(user: User, database_url: str) -> None:
+    path = f"/tasks/{user.create()['id']}/complete"
+    sql = f"SELECT length(recent_writes) FROM task WHERE user_id = '{user.name}'"
+    lengths = []
+    for _ in range(40):
+        assert user.patch(path).status_code == 200
+        lengths += change_by_hand(database_url, sql)
+    assert lengths[0] < lengths[20]
+    assert lengths[-1] == lengths[-5]
+
+
 @both
 def test_unknown_fields_are_ignored(user: User, method: str) -> None:
     task = user.create("Old")
