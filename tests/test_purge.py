@@ -509,3 +509,13 @@ def test_a_purge_that_fails_is_logged_and_is_not_the_end(tmp_path: Path, databas
         messages = "the trash could not be purged"
         eventually(lambda: messages in {line["message"] for line in server.log()}, 5)
     assert all("Traceback" not in line["message"] for line in server.log())
+
+
+@pytest.mark.parametrize("own_url", ["sqlite"], indirect=True)
+def test_a_removal_that_sqlite_refuses_is_one_line(tmp_path: Path, database_url: str) -> None:
+    to_trash(database_url, "old", 31)
+    trigger = "CREATE TRIGGER kept BEFORE DELETE ON task BEGIN SELECT RAISE(ABORT, 'kept'); END"
+    change_by_hand(database_url, trigger)
+    result = run_command(tmp_path, "purge", DATABASE_URL=database_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: the database refused: kept\n"
