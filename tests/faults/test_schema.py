@@ -41,16 +41,24 @@ def up(migrator, db):
     else:
         db.execute_sql("SELECT pg_sleep(10)")
 """
+# A long statement, and a long pause after it.
+PAUSING_MIGRATION = """
+import time
+
+def up(migrator, db):
+    db.execute_sql("SELECT pg_sleep(1)")
+    time.sleep(1)
+"""
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
 
 
-def with_a_slow_migration(folder: Path) -> str:
-    """The application in `folder`, with one migration more, which takes 10 seconds."""
+def with_migration(folder: Path, text: str) -> str:
+    """The application in `folder`, with one migration more."""
     migrations = folder / "migrations"
     migrations.mkdir(parents=True)
     for file in (ROOT / "database" / "migrations").glob("*.py"):
         (migrations / file.name).write_text(file.read_text())
-    (migrations / "9999_slow.py").write_text(SLOW_MIGRATION)
+    (migrations / "9999_slow.py").write_text(text)
     (folder / "slow.py").write_text(
         "from pathlib import Path\nimport app, database.base\n"
         f"database.base.MIGRATIONS = Path({str(migrations)!r})\ncreate_app = app.create_app\n"
@@ -62,7 +70,7 @@ def with_a_slow_migration(folder: Path) -> str:
 def test_a_migration_of_10_seconds_runs_once_to_its_end(tmp_path: Path, own_url: str) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     servers = [
-        Server(folder, app=with_a_slow_migration(folder), DATABASE_URL=own_url)
+        Server(folder, app=with_migration(folder, SLOW_MIGRATION), DATABASE_URL=own_url)
         for folder in folders
     ]
     details, healths, done = Counter[str](), [], threading.Event()
@@ -99,6 +107,17 @@ def test_a_migration_of_10_seconds_runs_once_to_its_end(tmp_path: Path, own_url:
     assert set(details) == {"200", UPGRADING}
     assert seen.count("applied the migration 9999_slow") == 1
     assert total < 20
+
+
+def test_a_migration_outlasts_the_limits_of_the_database(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Which an operator, or a provider, has set for everybody."""
+    for limit in ("statement", "transaction", "idle_in_transaction_session"):
+        cluster.execute(f"ALTER DATABASE {database} SET {limit}_timeout = '500ms'")
+    app = with_migration(tmp_path, PAUSING_MIGRATION)
+    with Server(tmp_path, app=app, DATABASE_URL=cluster.url(database)) as server:
+        eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 10)
 
 
 @contextmanager
