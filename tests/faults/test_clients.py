@@ -139,19 +139,24 @@ def read(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
     return int(status.split()[1]), headers, body
 
 
-@pytest.mark.slow
-def test_1200_slow_clients_of_every_kind(
-    own_server: Server, cluster: Cluster, database: str
-) -> None:
-    """All at once: ten for each thread that there is."""
-    with User(own_server, "slow") as user:
+def make_a_long_list(server: Server, cluster: Cluster, database: str) -> None:
+    """What GET_TASKS lists has five megabytes, more than a socket takes."""
+    with User(server, "slow") as user:
         user.create(description="x" * 5000)
-    for _ in range(10):  # What they list has five megabytes, more than a socket takes.
+    for _ in range(10):
         cluster.execute(
             "INSERT INTO task SELECT (jsonb_populate_record(task, id)).* FROM"
             " (SELECT task, jsonb_build_object('id', gen_random_uuid()) AS id FROM task) AS tasks",
             database,
         )
+
+
+@pytest.mark.slow
+def test_1200_slow_clients_of_every_kind(
+    own_server: Server, cluster: Cluster, database: str
+) -> None:
+    """All at once: ten for each thread that there is."""
+    make_a_long_list(own_server, cluster, database)
     with ExitStack() as stack:
         for kind, (first, drip) in SLOW.items():
             number = 20 if kind == "never reading" else 200
@@ -205,6 +210,23 @@ def test_half_sent_requests_may_occupy_64_megabytes(
         kept = held(server)
     print(f"\n{kept} of 700 half-sent requests of 128 KiB were kept")
     assert 450 < kept <= 64 * 2**20 // 131_000
+
+
+def test_answers_that_nobody_reads_may_occupy_no_more(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """With a limit of 8 MiB, for which fewer clients are enough."""
+    (tmp_path / "narrow.py").write_text(
+        "import app, server.worker\nserver.worker.MAX_WAITING_BYTES = 8 * 2**20\n"
+        "create_app = app.create_app\n"
+    )
+    options = {"DATABASE_URL": cluster.url(database), "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, app="narrow:create_app()", **options) as server:
+        make_a_long_list(server, cluster, database)
+        with Clients(server, 12, GET_TASKS + b"\r\n"):
+            answered = '"GET","path":"/api/slow/tasks"'
+            eventually(lambda: server.log_file.read_text().count(answered) == 12, 20)
+            eventually(lambda: held(server) < 8, 3)
 
 
 def memory(server: Server) -> float:
