@@ -355,6 +355,24 @@ def test_an_empty_line_after_a_request_does_not_end_the_connection(tmp_path: Pat
             assert read(connection)[0] == 201
 
 
+def test_only_a_request_that_has_begun_is_told_that_its_time_is_over(tmp_path: Path) -> None:
+    """A browser could take a 408 for the answer to what it is about to send."""
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with Server(tmp_path, app=HASTY) as server, ExitStack() as stack:
+        begun, kept, silent = (
+            stack.enter_context(socket.create_connection(server.address, timeout=10))
+            for _ in range(3)
+        )
+        begun.sendall(whole[:-2])
+        kept.sendall(whole + whole[:-2])
+        assert read(kept)[0] == 200
+        for connection in (begun, kept):
+            status, headers, _ = read(connection)
+            assert (status, headers["connection"]) == (408, "close")
+            assert connection.recv(1) == b""
+        assert silent.recv(1) == b""
+
+
 @pytest.mark.parametrize("cut", [b"Content-Length: 10\r\n\r\nabc", CHUNKS + b"ff\r\nabc"])
 @pytest.mark.parametrize("path", ["/{}", "/{}/restore", "/completed/clear"])
 @pytest.mark.parametrize("leaves", [True, False])
