@@ -451,11 +451,17 @@ def test_a_client_that_asks_before_it_sends_a_body(server: Server) -> None:
         for _ in range(2):
             connection.sendall(expects + b"Content-Length: 14\r\n\r\n")
             assert read(connection) == (100, {}, b"")
-            connection.sendall(b'{"title": "x"}')
+            connection.sendall(b'{"title"')
+            time.sleep(0.1)
+            connection.sendall(b': "x"}')
             status, _, body = read(connection)
             assert (status, json.loads(body)["title"]) == (201, "x")
         connection.sendall(expects + b"Content-Length: 14\r\n\r\n" + b'{"title": "x"}')
         assert read(connection)[0] == 201
+        connection.sendall(GET_TASKS)
+        time.sleep(0.1)
+        connection.sendall(b"\r\n")
+        assert read(connection)[0] == 200
         old = b"User-Agent: HTTP/1.0\r\nContent-Length: 14\r\n\r\n"
         connection.sendall(expects + old)
         assert read(connection)[0] == 100
@@ -463,6 +469,11 @@ def test_a_client_that_asks_before_it_sends_a_body(server: Server) -> None:
         assert read(connection)[0] == 201
         connection.sendall(expects + b"Content-Length: 140000\r\n\r\n")
         assert read(connection)[0] == 413
+    with socket.create_connection(server.address, timeout=5) as connection:
+        connection.sendall(expects.replace(b"1.1", b"1.0") + b"Content-Length: 14\r\n\r\n")
+        time.sleep(0.1)
+        connection.sendall(b'{"title": "x"}')
+        assert read(connection)[0] == 201
 
 
 def test_a_length_with_zeros_in_front_is_a_length(server: Server) -> None:
