@@ -123,7 +123,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 self._keep_old_wal()
                 self._file = None
                 self.execute_sql("PRAGMA journal_mode = WAL")
-                self._file = self._opened.file = file_identity(self.database)
+                self._file = file_identity(self.database)
                 yield
         except (OSError, peewee.DatabaseError) as error:
             original = getattr(error, "orig", error)
