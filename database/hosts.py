@@ -39,7 +39,9 @@ class Hosts:
         hosts.rotate(-first)
         lists = map(",".join, zip(*hosts, strict=True))
         try:
-            yield {name: text for name, text in zip(HOST_OPTIONS, lists, strict=True) if text}
+            given = zip(HOST_OPTIONS, lists, strict=True)
+            # Without any port, libpq takes PGPORT for all.
+            yield {name: text for name, text in given if text.strip(",")}
         except TimeoutError:  # The other hosts had no time.
             self._first, self._first_until = first + 1, monotonic() + SILENT_HOST_S
             raise

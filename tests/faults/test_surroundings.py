@@ -348,6 +348,25 @@ def test_names_are_resolved(tmp_path: Path, cluster: Cluster, database: str) -> 
     quiet(server)
 
 
+@pytest.mark.parametrize(("hosts", "is_in_url"), [("127.0.0.3,127.0.0.1", True), ("twice", False)])
+def test_one_port_is_that_of_every_host(
+    tmp_path: Path, cluster: Cluster, database: str, hosts: str, is_in_url: bool
+) -> None:
+    """A name with two addresses, as `localhost` often is, counts as two."""
+    (tmp_path / "hosts").write_text("127.0.0.1 twice\n127.0.0.2 twice\n")
+    mount = ["unshare", "--mount", "sh", "-c"]
+    mount += ['mount --bind "$0" /etc/hosts && exec "$@"', str(tmp_path / "hosts")]
+    if os.geteuid() != 0 or subprocess.run([*mount, "true"]).returncode != 0:
+        pytest.skip("the names of hosts cannot be replaced here")
+    port = str(cluster.port)
+    url = cluster.url(database).replace(f"127.0.0.1:{port}", hosts)
+    options = {"DATABASE_URL": f"{url}?port={port}"} if is_in_url else {"PGPORT": port}
+    options.setdefault("DATABASE_URL", url)
+    with Server(tmp_path, before=mount, **options) as server, User(server, "ann") as user:
+        user.create()
+    quiet(server)
+
+
 def test_the_log_has_the_reason_of_each_host(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
