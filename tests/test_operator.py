@@ -25,6 +25,7 @@ from support.commands import run_command
 from support.process import run_to_its_end
 from support.server import (
     APPLIED,
+    HASTY,
     MIGRATIONS,
     ROOT,
     Server,
@@ -231,6 +232,15 @@ def test_migrate_waits_for_a_server_that_makes_the_schema_however_long(
             with pytest.raises(TimeoutError):
                 command.result(10)
         assert command.result(5).stdout == APPLIED
+
+
+def test_a_stop_does_not_wait_for_another_server_that_makes_the_schema(
+    tmp_path: Path, own_url: str
+) -> None:
+    with schema_lock(own_url), Server(tmp_path, app=HASTY, DATABASE_URL=own_url) as server:
+        start = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - start < 6
 
 
 @pytest.fixture
