@@ -573,6 +573,20 @@ def test_idle_connections_give_way_to_requests(server: Server) -> None:
         assert [read(connection)[0] for connection in late] == [201] * 40
 
 
+def test_fewer_connections_are_kept_where_fewer_files_may_be_open(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """A new connection, to the database too, needs one while others are silent."""
+    limited = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
+    options = {"DATABASE_URL": cluster.url(database), "WEB_CONCURRENCY": "1"}
+    with (
+        Server(tmp_path, before=limited, **options) as server,
+        Clients(server, 300, b"GET"),
+        User(server, "ann") as ann,
+    ):
+        assert ann.post("/tasks", json={"title": "x"}, timeout=5).status_code == 201
+
+
 def test_every_spelling_of_health_has_its_own_thread(
     own_server: Server, cluster: Cluster, database: str
 ) -> None:
