@@ -75,7 +75,6 @@ NAME_ERRORS = (
 SCHEMA_ERRORS = (
     errors.UndefinedTable,
     errors.UndefinedColumn,
-    errors.InvalidSchemaName,
     errors.InvalidColumnReference,  # A conflict target without its primary key.
 )
 
