@@ -14,7 +14,7 @@ import requests
 from support.network import Load, Network, eventually
 from support.server import HASTY, REAL, Server, User
 
-from testbed.cluster import Cluster
+from testbed.cluster import Cluster, free_port
 
 SLOTS = 32
 RUNNING = """
@@ -223,6 +223,25 @@ def test_an_outage_is_answered_and_survived(
 def timed(url: str) -> tuple[int, float]:
     start = time.monotonic()
     return requests.get(url, timeout=30).status_code, time.monotonic() - start
+
+
+def test_requests_wait_for_each_other_again_after_an_outage(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """With five threads, one at a time may ask the database."""
+    options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, app=HASTY, THREADS="5", **options) as server:
+        ready = f"{server.url}/ready"
+        eventually(lambda: requests.get(ready).ok, 10)
+        network.upstream = free_port()
+        network.cut()
+        assert requests.get(ready).status_code == 503
+        network.upstream = cluster.port
+        eventually(lambda: requests.get(ready).ok, 10)
+        network.delay = 0.05
+        with ThreadPoolExecutor(4) as pool:
+            eventually(lambda: all(each.ok for each in pool.map(requests.get, [ready] * 4)), 10)
+        network.delay = 0.0
 
 
 @with_short_and_real_deadlines
