@@ -135,18 +135,15 @@ class Worker(ThreadWorker):
     def check_config(cls, cfg: Config, log: Logger) -> None:
         super().check_config(cfg, log)
         unsupported = [
-            (cfg.is_ssl, "certfile, keyfile: not supported; use a proxy that terminates TLS"),
-            (
-                cfg.proxy_protocol != "off",
-                "proxy_protocol: not supported; let the proxy speak HTTP",
-            ),
-            (cfg.http_parser != "python", "http_parser: not supported, but for `python`"),
+            ("certfile, keyfile", cfg.is_ssl, "use a proxy that terminates TLS"),
+            ("proxy_protocol", cfg.proxy_protocol != "off", "let the proxy speak HTTP"),
+            ("http_parser", cfg.http_parser != "python", "leave it as it is"),
             # Gunicorn would set it after the settings have been read.
-            (cfg.env, "env: not supported; set the variable before the start, or in .env"),
+            ("env", cfg.env, "set the variable before the start, or in .env"),
         ]
-        for is_set, problem in unsupported:
+        for name, is_set, remedy in unsupported:
             if is_set:
-                raise SystemExit(problem)
+                raise SystemExit(f"{name}: not supported; {remedy}")
 
     def accept(self, listener: socket.socket) -> None:
         try:
