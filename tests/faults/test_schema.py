@@ -183,6 +183,25 @@ def test_migrations_of_many_servers_leave_others_time_while_a_dump_runs(
     assert held_up < 7
 
 
+def test_an_upgrade_that_has_to_wait_for_the_table_locks_no_row_meanwhile(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Its second migration changes the row; its third one needs the table, which a dump reads."""
+    url = cluster.url(database)
+    (tmp_path / "old").mkdir()
+    make_schema_of(MIGRATIONS[:1], tmp_path / "old", url)
+    insert_by_hand(url, "ann", "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}")
+    with closing(psycopg2.connect(url)) as dump:
+        dump.cursor().execute("LOCK TABLE task IN ACCESS SHARE MODE")
+        server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1")
+        busy = "another transaction uses the table"
+        eventually(lambda: busy in server.log_file.read_text(), 10)
+        change_by_hand(url, "SELECT FROM task FOR UPDATE NOWAIT")
+        dump.rollback()
+        with server.wait():
+            eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 15)
+
+
 @pytest.mark.stops_postgres
 def test_a_migration_cancels_an_autovacuum_that_is_in_its_way(
     tmp_path: Path, cluster: Cluster, database: str
