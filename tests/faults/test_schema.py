@@ -49,6 +49,10 @@ def up(migrator, db):
     db.execute_sql("SELECT pg_sleep(1)")
     time.sleep(1)
 """
+CANCELED_MIGRATION = """
+def up(migrator, db):
+    db.execute_sql("SELECT pg_cancel_backend(pg_backend_pid())")
+"""
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
 
 
@@ -118,6 +122,16 @@ def test_a_migration_outlasts_the_limits_of_the_database(
     app = with_migration(tmp_path, PAUSING_MIGRATION)
     with Server(tmp_path, app=app, DATABASE_URL=cluster.url(database)) as server:
         eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 10)
+
+
+def test_the_reason_why_a_migration_failed_is_in_the_log(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Here an operator cancels it; it could also be a full disk."""
+    app = with_migration(tmp_path, CANCELED_MIGRATION)
+    with Server(tmp_path, app=app, DATABASE_URL=cluster.url(database)) as server:
+        assert requests.get(f"{server.url}/ready").status_code == 503
+    assert "canceling statement due to user request" in server.log_file.read_text()
 
 
 @contextmanager
