@@ -303,6 +303,23 @@ def test_a_silent_database_is_not_being_upgraded(tmp_path: Path, own_url: str) -
             eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 5)
 
 
+def test_a_database_that_falls_silent_is_not_being_upgraded_again(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """The server that asks made the schema itself, and looks for it since the table was away."""
+    url = cluster.url(database)
+    options = {"DATABASE_URL": url, "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, app=HASTY, **options) as server, User(server, "ann") as user:
+        eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 10)
+        change_by_hand(url, "ALTER TABLE task RENAME TO away")
+        assert user.get("/tasks").status_code == 503
+        with closing(psycopg2.connect(url)) as other:
+            other.cursor().execute("LOCK TABLE schema_migration")
+            problem = requests.get(f"{server.url}/ready").json()
+    assert problem["status"] == 503
+    assert problem["detail"] != UPGRADING
+
+
 @pytest.mark.parametrize(
     "table",
     [
