@@ -431,6 +431,21 @@ def test_a_server_whose_schema_is_current_needs_no_lock(
     assert "unavailable" not in server.log_file.read_text()
 
 
+def test_a_migration_does_not_wait_for_the_lock_for_ever(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    (tmp_path / "hurried.py").write_text(
+        "import app, database.postgres\ndatabase.postgres.LOCK_WAIT_S = 0.5\n"
+        "create_app = app.create_app\n"
+    )
+    url = cluster.url(database)
+    with closing(psycopg2.connect(url)) as connection:
+        connection.cursor().execute("SELECT pg_advisory_lock(%s)", (SCHEMA_LOCK,))
+        with Server(tmp_path, app="hurried:create_app()", DATABASE_URL=url) as server:
+            assert requests.get(f"{server.url}/ready").json()["detail"] == UPGRADING
+    assert "another server is upgrading the schema" in server.log_file.read_text()
+
+
 @pytest.mark.parametrize(
     "protection",
     [
