@@ -447,6 +447,25 @@ def test_a_lost_connection_takes_the_idle_ones_with_it(
     quiet(server)
 
 
+def test_connections_in_use_while_another_is_lost_are_closed_after_their_use(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """They are as old, too, and more would stay open than there are clients."""
+    options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, **options) as server:
+        network.delay = 0.05
+        with Load(server, clients=12):
+            time.sleep(0.5)
+            cluster.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                f" WHERE datname = '{database}' ORDER BY state_change DESC LIMIT 1"
+            )
+            time.sleep(0.5)
+        network.delay = 0.0
+        eventually(lambda: network.connections <= 12, 1)
+    quiet(server)
+
+
 def test_a_silent_host_does_not_hide_the_next_one(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
