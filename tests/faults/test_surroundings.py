@@ -380,6 +380,23 @@ def test_the_log_has_the_reason_of_each_host(
     assert "password authentication failed" in reason
 
 
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        ("/tasks?port=1", "cannot connect to its socket: connection to server on socket"),
+        ("127.0.0.1:{}/tasks", "cannot connect to 127.0.0.1: no response in time"),
+    ],
+    ids=["no socket", "silent"],
+)
+def test_the_log_says_what_cannot_be_connected_to(tmp_path: Path, at: str, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://{at.format(silent.getsockname()[1])}"
+        with Server(tmp_path, app=HASTY, DATABASE_URL=url) as server:
+            assert requests.get(f"{server.url}/ready").status_code == 503
+    quiet(server)
+    assert reason in server.log_file.read_text()
+
+
 @pytest.mark.parametrize("change", ["ADD org int NOT NULL", "ADD CHECK (title = 'x')"])
 def test_a_table_that_refuses_a_task_does_not_get_it_into_the_log(
     tmp_path: Path, cluster: Cluster, database: str, change: str
