@@ -614,6 +614,17 @@ def test_a_connection_that_is_gone_is_noticed_within_six_seconds(
     assert idle + interval * count <= 6
 
 
+def test_clients_of_the_database_may_have_another_encoding(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    cluster.execute(f"ALTER DATABASE {database} SET client_encoding = LATIN1")
+    options = {"DATABASE_URL": cluster.url(database), "PGCLIENTENCODING": "LATIN1"}
+    with Server(tmp_path, **options) as server, User(server, "\u7528\u6237") as user:
+        task = user.create("\u4efb\u52a1")
+        assert (task["title"], user.tasks()) == ("\u4efb\u52a1", [task])
+    quiet(server)
+
+
 def test_the_database_may_have_another_time_zone(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
