@@ -103,13 +103,30 @@ def test_a_home_that_may_not_be_searched_does_not_matter(
         assert ann.create("x")["title"] == "x"
 
 
+@pytest.mark.parametrize("place", ["URL", "variable"])
+def test_a_certificate_that_is_named_is_used_whatever_the_home(
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, place: str
+) -> None:
+    broken, home = tmp_path / "broken.crt", tmp_path / "home"
+    broken.write_text("no certificate")
+    home.symlink_to(home)
+    url = f"{cluster.url(database, pgbouncer)}?sslmode=require"
+    options = {"DATABASE_URL": url, "PGSSLCERT": str(broken), "HOME": str(home)}
+    if place == "URL":
+        options["DATABASE_URL"] += f"&sslcert={options.pop('PGSSLCERT')}"
+    with Server(tmp_path, **options) as server, User(server, "ann") as ann:
+        assert ann.get("/tasks").status_code == 503
+    assert str(broken) in server.log_file.read_text()
+
+
+@pytest.mark.parametrize("home", ["/no-such-folder", "/dev/null"])
 def test_a_certificate_that_a_service_file_names_is_used(
-    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int
+    tmp_path: Path, cluster: Cluster, database: str, pgbouncer: int, home: str
 ) -> None:
     broken, services = tmp_path / "broken.crt", tmp_path / "services"
     broken.write_text("no certificate")
     services.write_text(f"[tasks]\nsslcert={broken}\n")
-    names = {"PGSERVICEFILE": str(services), "PGSERVICE": "tasks"}
+    names = {"PGSERVICEFILE": str(services), "PGSERVICE": "tasks", "HOME": home}
     url = f"{cluster.url(database, pgbouncer)}?sslmode=require"
     with Server(tmp_path, DATABASE_URL=url, **names) as server, User(server, "ann") as ann:
         assert ann.get("/tasks").status_code == 503
