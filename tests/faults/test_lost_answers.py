@@ -102,6 +102,12 @@ def test_an_answer_that_is_lost(
         assert answer.json() in (changed, [changed])
 
 
+def error(code: bytes) -> bytes:
+    """PostgreSQL's answer to a statement that failed."""
+    fields = b"SERROR\0C%b\0Mlost\0\0" % code
+    return b"E%b%bZ\0\0\0\x05I" % ((4 + len(fields)).to_bytes(4), fields)
+
+
 @pytest.mark.parametrize(
     ("code", "times"),
     [
@@ -113,8 +119,7 @@ def test_an_error_comes_instead_of_the_answer(
     server: Server, network: Network, code: bytes, times: int
 ) -> None:
     """As from a pooler that lost its server, and keeps the connection of its client."""
-    fields = b"SERROR\0C%b\0Mlost\0\0" % code
-    network.instead = b"E%b%bZ\0\0\0\x05I" % ((4 + len(fields)).to_bytes(4), fields)
+    network.instead = error(code)
     with User(server, f"ann-{uuid4()}") as user:
         task = user.create()
         with network.losing(b"UPDATE", times):
@@ -122,6 +127,18 @@ def test_an_error_comes_instead_of_the_answer(
         network.instead = b""
         assert answer.status_code == 200
         assert user.task(task["id"])["completed"] is True
+
+
+def test_a_statement_that_others_are_in_the_way_of_is_sent_again(
+    server: Server, network: Network
+) -> None:
+    """In a database that is `serializable`, this can happen to it more than once."""
+    with User(server, f"ann-{uuid4()}") as user:
+        task = user.create()
+        network.instead = error(b"40001")
+        with network.losing(b"SELECT", 4):
+            assert user.tasks() == [task]
+        network.instead = b""
 
 
 @pytest.mark.parametrize("body", [None, {"completed": False}], ids=["toggle", "set"])
