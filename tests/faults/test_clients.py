@@ -328,7 +328,7 @@ def test_requests_that_come_before_their_turn_are_answered(server: Server) -> No
 
 
 @pytest.mark.parametrize(
-    "fields", [b"Close", b"TE, close", b"close,TE", b"keep-alive\r\nConnection: x,\tclose"]
+    "fields", [b"Close", b"TE, Close", b"close,TE", b"keep-alive\r\nConnection: x,\tclose"]
 )
 def test_a_client_that_will_close_is_not_waited_for(server: Server, fields: bytes) -> None:
     with socket.create_connection(server.address, timeout=5) as connection:
