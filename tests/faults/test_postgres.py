@@ -316,6 +316,20 @@ def test_a_database_that_is_restored_to_before_its_schema(
         assert user.tasks() == []
 
 
+def test_a_database_that_is_restored_to_an_older_schema(
+    server: Server, cluster: Cluster, database: str
+) -> None:
+    with User(server, "ann") as user:
+        task = user.create()
+        cluster.execute(
+            "ALTER TABLE task DROP COLUMN recent_writes;"
+            "DELETE FROM schema_migration WHERE name = '0005_recent_writes'",
+            database,
+        )
+        path = f"/tasks/{task['id']}"
+        eventually(lambda: user.put(path, json={"title": "new"}).status_code == 200, 5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("url", ["wrong-password", "no-such-user", "no-such-database"])
 def test_no_word_of_the_password(tmp_path: Path, cluster: Cluster, database: str, url: str) -> None:
