@@ -258,6 +258,29 @@ def test_the_schema_is_made_by_one_process_at_a_time(
             eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 5)
 
 
+def test_servers_that_start_together_see_what_the_first_one_made(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Also if each transaction of the database sees only what was there when it began."""
+    url = cluster.url(database)
+    cluster.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")
+    with closing(psycopg2.connect(url)) as other:
+        other.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+        servers = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            servers.append(Server(tmp_path / name, DATABASE_URL=url, WEB_CONCURRENCY="1"))
+        trying = (
+            "SELECT count(*) FROM pg_stat_activity"
+            f" WHERE datname = '{database}' AND query LIKE 'SELECT pg_try_advisory_xact_lock%'"
+        )
+        eventually(lambda: cluster.execute(trying) == [(2,)], 10)
+        other.rollback()
+        with servers[0].wait() as one, servers[1].wait() as two:
+            for server in (one, two):
+                eventually(lambda s=server: requests.get(f"{s.url}/ready").ok, 5)
+
+
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 def test_a_database_with_another_isolation_works(
     tmp_path: Path, cluster: Cluster, database: str, isolation: str
