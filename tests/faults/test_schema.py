@@ -266,6 +266,29 @@ def test_a_migration_whose_connection_is_forgotten_by_a_router(
     print(f"\na migration whose connection is forgotten: ready after another {took:.1f} s")
 
 
+@pytest.mark.parametrize("statement", [b"pg_settings", b"pg_try_advisory_xact_lock"])
+def test_a_wait_for_the_lock_whose_connection_is_forgotten_by_a_router(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network, statement: bytes
+) -> None:
+    """It ends like that of a request, and another connection waits for the lock."""
+    forgotten = threading.Event()
+
+    def forget_once(asked: bytes) -> bool:
+        if statement in asked and not forgotten.is_set():
+            network.forget()
+            forgotten.set()
+        return False
+
+    with closing(psycopg2.connect(cluster.url(database))) as other:
+        other.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+        network.lose = forget_once
+        url = cluster.url(database, network.port)
+        with Server(tmp_path, app=HASTY, WEB_CONCURRENCY="1", DATABASE_URL=url) as server:
+            assert forgotten.wait(5)
+            other.rollback()
+            eventually(lambda: requests.get(f"{server.url}/ready").status_code == 200, 10)
+
+
 def refusal(server: Server) -> str:
     """Why the server stopped at its start: the one critical line of its log."""
     assert server.process.wait(10) == 4
