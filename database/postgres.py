@@ -233,27 +233,24 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
-        with self._own_connection():
-            with request_limit():
-                self.connect()
-            # Read committed, to see what another server did while this one waited.
-            with self.atomic("READ COMMITTED"):
-                self._await_lock()
-                schema = f'"{self.schema}"'
-                if not self.execute_sql("SELECT to_regnamespace(%s)", (schema,)).fetchone()[0]:
-                    self.execute_sql(f"CREATE SCHEMA {schema}")
-                self.execute_sql(f"SET LOCAL search_path = {schema}")
-                try:
-                    with self.atomic():  # A savepoint: its end releases the table.
-                        yield
-                except peewee.OperationalError as error:
-                    if not isinstance(getattr(error, "orig", None), errors.LockNotAvailable):
-                        raise
-                    busy = TimeoutError("another transaction uses the table")
-                    problem = unavailable(busy, UPGRADING)
-                    # Servers that tried one after the other would leave requests no time between.
-                    sleep(TABLE_PAUSE_S)
-                    raise problem from busy
+        # Read committed, to see what another server did while this one waited.
+        with self._own_connection(), self.atomic("READ COMMITTED"):
+            self._await_lock()
+            schema = f'"{self.schema}"'
+            if not self.execute_sql("SELECT to_regnamespace(%s)", (schema,)).fetchone()[0]:
+                self.execute_sql(f"CREATE SCHEMA {schema}")
+            self.execute_sql(f"SET LOCAL search_path = {schema}")
+            try:
+                with self.atomic():  # A savepoint: its end releases the table.
+                    yield
+            except peewee.OperationalError as error:
+                if not isinstance(getattr(error, "orig", None), errors.LockNotAvailable):
+                    raise
+                busy = TimeoutError("another transaction uses the table")
+                problem = unavailable(busy, UPGRADING)
+                # Servers that tried one after the other would leave requests no time between.
+                sleep(TABLE_PAUSE_S)
+                raise problem from busy
 
 
 def attempts() -> Iterator[None]:
