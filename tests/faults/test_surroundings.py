@@ -483,6 +483,24 @@ def test_connections_in_use_while_another_is_lost_are_closed_after_their_use(
     quiet(server)
 
 
+def test_connections_that_refuse_a_write_are_closed(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """Until Python collects what is forgotten, there could be too many."""
+    (tmp_path / "untidy.py").write_text(
+        "import app, gc\ngc.disable()\ncreate_app = app.create_app\n"
+    )
+    assert run_command(tmp_path, "migrate", DATABASE_URL=cluster.url(database)).exit_code == 0
+    cluster.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
+    server = Server(tmp_path, app="untidy:create_app()", **options)
+    with server, User(server.wait(), "ann") as user:
+        for _ in range(5):
+            assert user.post("/tasks", json={"title": "x"}).status_code == 503
+        eventually(lambda: network.connections <= 1, 1)
+    quiet(server)
+
+
 def test_a_silent_host_does_not_hide_the_next_one(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
