@@ -134,9 +134,14 @@ def test_no_user_is_signed_out_while_no_thread_can_fetch_the_keys(
 def test_a_write_is_acknowledged_although_no_thread_is_left_to_close_its_connection(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
+    """Later, when there may be threads again, it is closed."""
+    (tmp_path / "short.py").write_text(
+        "import app, database.pool\ndatabase.pool.MAX_IDLE_S = 0.5\ncreate_app = app.create_app\n"
+    )
+    options = {"app": "short:create_app()", "WEB_CONCURRENCY": "1"}
     url, limited = cluster.url(database), limited_to(50)
     with (
-        Server(tmp_path, before=limited, DATABASE_URL=url, WEB_CONCURRENCY="1") as server,
+        Server(tmp_path, before=limited, DATABASE_URL=url, **options) as server,
         User(server, "ann") as ann,
         User(server, "ann") as again,
         ThreadPoolExecutor(2) as clients,
@@ -153,6 +158,10 @@ def test_a_write_is_acknowledged_although_no_thread_is_left_to_close_its_connect
             other.rollback()
             assert [answer.result().status_code for answer in answers] == [201] * 2
             assert len(ann.tasks()) == 3
+        assert len(ann.tasks()) == 3
+        left = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND pid NOT IN"
+        left += f" (pg_backend_pid(), {other.get_backend_pid()})"
+        eventually(lambda: cluster.execute(left) == [(1,)], 5)
         stop(server)
 
 
