@@ -573,18 +573,33 @@ def test_idle_connections_give_way_to_requests(server: Server) -> None:
         assert [read(connection)[0] for connection in late] == [201] * 40
 
 
-def test_fewer_connections_are_kept_where_fewer_files_may_be_open(
-    tmp_path: Path, cluster: Cluster, database: str
-) -> None:
-    """A new connection, to the database too, needs one while others are silent."""
+@pytest.fixture
+def small_server(tmp_path: Path, cluster: Cluster, database: str) -> Iterator[Server]:
+    """One process that may have 132 connections, since it may have 256 open files."""
     limited = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
     options = {"DATABASE_URL": cluster.url(database), "WEB_CONCURRENCY": "1"}
-    with (
-        Server(tmp_path, before=limited, **options) as server,
-        Clients(server, 300, b"GET"),
-        User(server, "ann") as ann,
-    ):
+    with Server(tmp_path, before=limited, **options) as server:
+        assert requests.get(f"{server.url}/ready").status_code == 200
+        yield server
+
+
+def test_fewer_connections_are_kept_where_fewer_files_may_be_open(small_server: Server) -> None:
+    """A new connection, to the database too, needs one while others are silent."""
+    with Clients(small_server, 300, b"GET"), User(small_server, "ann") as ann:
         assert ann.post("/tasks", json={"title": "x"}, timeout=5).status_code == 201
+
+
+def test_a_late_request_is_waited_for_while_there_are_too_many(
+    small_server: Server, cluster: Cluster, database: str
+) -> None:
+    """It is not told that its time is over."""
+    get = GET_TASKS + b"\r\n"
+    with socket.create_connection(small_server.address, timeout=15) as late:
+        late.sendall(get[:-2])
+        with locked_table(cluster.url(database)), Clients(small_server, 200, get):
+            time.sleep(0.5)
+        late.sendall(get[-2:])
+        assert read(late)[0] in {200, 503}
 
 
 def test_every_spelling_of_health_has_its_own_thread(
