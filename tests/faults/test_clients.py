@@ -602,6 +602,25 @@ def test_a_late_request_is_waited_for_while_there_are_too_many(
         assert read(late)[0] in {200, 503}
 
 
+def test_a_connection_whose_request_was_refused_is_as_good_as_new(
+    small_server: Server, cluster: Cluster, database: str
+) -> None:
+    get = GET_TASKS + b"\r\n"
+    with ExitStack() as lock:
+        lock.enter_context(locked_table(cluster.url(database)))
+        with Clients(small_server, 130, get) as clients:
+            last = clients.open[-1]
+            last.settimeout(5)
+            assert b"The server is busy. Nothing has changed." in read(last)[2]
+            lock.close()
+
+            def is_served() -> bool:
+                last.sendall(get)
+                return read(last)[0] == 200
+
+            eventually(is_served, 5)
+
+
 def test_every_spelling_of_health_has_its_own_thread(
     own_server: Server, cluster: Cluster, database: str
 ) -> None:
