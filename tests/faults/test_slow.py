@@ -221,6 +221,16 @@ def test_an_outage_is_answered_and_survived(
     assert timed(path)[0] == 200
 
 
+@pytest.mark.parametrize("app", [HASTY], indirect=True)
+def test_a_request_tries_seldom_in_an_outage(server: Server, network: Network) -> None:
+    """Its pauses grow: a database that comes back has other work than refused connections."""
+    network.lose = lambda _: True
+    assert requests.get(f"{server.url}/ready", timeout=10).status_code == 503
+    network.lose = lambda _: False
+    print(f"\na request in an outage: {network.lost} attempts")
+    assert 3 < network.lost < 50
+
+
 def timed(url: str) -> tuple[int, float]:
     start = time.monotonic()
     return requests.get(url, timeout=30).status_code, time.monotonic() - start
