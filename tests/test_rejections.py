@@ -189,6 +189,7 @@ PATHS = {
 HTTP = {
     "rubbish": (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
     "no version": (b"GET /health\r\n\r\n", 400),
+    "line feeds alone": (b"GET /health HTTP/1.1\nHost: x\n\n", 400),
     "HTTP/3": (b"GET {tasks} HTTP/3.0\r\n\r\n", 400),
     "a header without a colon": (call(b"GET", b"{tasks}", b"nope\r\n"), 400),
     "a space before the colon": (call(b"GET", b"{tasks}", b"X : y\r\n"), 400),
