@@ -23,6 +23,7 @@ from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
+from gunicorn.http.errors import LimitRequestHeaders, NoMoreData
 from gunicorn.workers.gthread import PollableMethodQueue, ThreadWorker
 from gunicorn.workers.workertmp import WorkerTmp
 
@@ -254,7 +255,10 @@ class Worker(ThreadWorker):
             keeps = self.handle_request(request, conn)
         except Exception as error:
             if not conn.sock.unsent:
-                self.handle_error(request, conn.sock, conn.client, error)
+                # A head that is too long has no end. That would be a 500, and in the log with it.
+                is_long = isinstance(error, NoMoreData)
+                problem = LimitRequestHeaders("the head is too long") if is_long else error
+                self.handle_error(request, conn.sock, conn.client, problem)
                 # Gunicorn writes its page with textwrap.dedent(), which Python 3.14 has changed.
                 page = b"".join(conn.sock.unsent)
                 conn.sock.unsent = [page.replace(b"\r\n\n", b"\r\n\r\n", 1)]

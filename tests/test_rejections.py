@@ -196,6 +196,7 @@ HTTP = {
     "a NUL in a header": (call(b"GET", b"{tasks}", b"X: a\0b\r\n"), 400),
     "a folded header": (call(b"GET", b"{tasks}", b"X: a\r\n b\r\n"), 400),
     "a header over 32 KiB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 32_766)), 431),
+    "headers without an end": (b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 600_000, 431),
     "200 headers": (call(b"GET", b"{tasks}", b"X: y\r\n" * 200), 431),
     "a length that is none": (framed(b"Content-Length: x\r\n"), 400),
     "a negative length": (framed(b"Content-Length: -1\r\n"), 400),
