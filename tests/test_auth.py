@@ -657,6 +657,8 @@ def test_the_document_asks_for_tokens_exactly_when_the_server_does(by_secret: Se
                 needed = path.startswith("/api/")
                 assert (operation.get("security") == [{"bearer": []}]) is needed
                 assert ({"401", "403"} <= operation["responses"].keys()) is needed
+    unauthorized = closed["components"]["responses"]["Unauthorized"]
+    assert "WWW-Authenticate" in unauthorized["headers"]
 
 
 def test_the_command_prints_a_token_that_works(tmp_path: Path, by_secret: Server) -> None:

@@ -189,10 +189,17 @@ def test_input_shapes_demand_only_what_is_needed(document: dict[str, Any]) -> No
     assert schemas["TaskCreate"]["required"] == ["title"]
     assert "required" not in schemas["TaskUpdate"]
     assert "required" not in schemas["TaskCompletion"]
-    assert set(schemas["Task"]["required"]) == set(schemas["Task"]["properties"])
     assert schemas["Task"]["properties"]["description"]["type"] == ["string", "null"]
     title = schemas["TaskCreate"]["properties"]["title"]
     assert (title["minLength"], title["maxLength"]) == (1, 500)
+
+
+def test_what_always_comes_is_required(document: dict[str, Any]) -> None:
+    sometimes = {"Problem": {"errors"}, "ReplayedTask": {"deleted_at"}}
+    for name in ("Task", "ReplayedTask", "DeletedTask", "Message", "Cleared", "Status", "Problem"):
+        schema = document["components"]["schemas"][name]
+        always = schema["properties"].keys() - sometimes.get(name, set())
+        assert set(schema["required"]) == always, name
 
 
 @pytest.mark.parametrize("completed", [True, False])
