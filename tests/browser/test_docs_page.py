@@ -210,8 +210,11 @@ def test_a_list_can_be_filtered_and_continued(open: Server, visit: Callable[...,
 def test_a_token_opens_the_api_for_its_user_and_is_kept(
     guarded: Server, visit: Callable[..., Visit]
 ) -> None:
-    name = f"Zoë 用户 {uuid4()}"
-    token = jwt.encode({"sub": name, "exp": int(time.time()) + 300}, SECRET)
+    """The claims are in UTF-8, as issuers write them, and have a - and a _ in Base64."""
+    name = f"Zoë ~用户 {uuid4()}"
+    claims = json.dumps({"sub": name, "exp": int(time.time()) + 300}, ensure_ascii=False)
+    token = jwt.PyJWS().encode(claims.encode(), SECRET, "HS256")
+    assert {"-", "_"} <= {*token.split(".")[1]}
     visit = visit(guarded)
     page = visit.page
     visit.unfold("listTasks")
