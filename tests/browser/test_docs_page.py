@@ -204,6 +204,9 @@ def test_a_list_can_be_filtered_and_continued(open: Server, visit: Callable[...,
         assert cursor
         form.locator("tr[data-param-name=cursor] input").fill(cursor[1])
         assert visit.execute("listTasks") == (200, expected[1:])
+        trash = visit.unfold("listDeletedTasks")
+        expect(trash.get_by_placeholder("user_id")).to_have_value(user.name)
+        expect(trash.locator("tr[data-param-name=limit] input")).to_have_value("")
 
 
 @pytest.mark.slow
@@ -253,9 +256,10 @@ def test_what_is_no_token_leaves_the_form_as_it_is(
     guarded: Server, visit: Callable[..., Visit], token: str
 ) -> None:
     visit = visit(guarded)
+    user = visit.unfold("listTasks").get_by_placeholder("user_id")
+    user.fill("bob")
     visit.authorize(token)
-    form = visit.unfold("listTasks")
-    expect(form.get_by_placeholder("user_id")).to_have_value("alice")
+    expect(user).to_have_value("bob")
 
 
 @pytest.mark.slow
@@ -264,6 +268,8 @@ def test_a_form_sends_only_what_is_written_into_it(
 ) -> None:
     visit = visit(open)
     form = visit.unfold("listTasks")
+    first = form.locator("tr[data-param-name]").first
+    expect(first).to_have_attribute("data-param-name", "user_id")
     expect(form).to_contain_text("Default: created.")
     form.get_by_role("button", name="Execute").click()
     expect(form.locator(".request-url pre")).to_have_text(f"{open.url}/api/alice/tasks")
