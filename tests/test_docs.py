@@ -165,6 +165,13 @@ def test_a_parameter_has_its_type_and_its_values(document: dict[str, Any]) -> No
     limit = schemas["limit"]
     assert (limit["type"], limit["minimum"], limit["maximum"]) == ("integer", 1, 10000)
     assert limit["default"] == 10000
+    assert schemas["cursor"]["minLength"] == 1
+    word = document["components"]["schemas"]["TaskCreate"]["properties"]["priority"]["anyOf"][0]
+    for name in ("priority", "tag", "tags"):
+        assert (schemas[name]["type"], schemas[name]["maxItems"]) == ("array", 20)
+        assert schemas[name]["items"]["pattern"] == word["pattern"]
+    (user_id,) = document["paths"]["/api/{user_id}/tasks"]["parameters"]
+    assert resolve(document, user_id)["schema"]["maxLength"] == 255
 
 
 def test_a_response_header_is_promised_where_it_always_comes(document: dict[str, Any]) -> None:
