@@ -328,7 +328,8 @@ def test_a_token_for_a_user_who_cannot_exist_is_refused_in_one_line(
 @pytest.mark.parametrize("user", ["ann", "auth0|5f", "a b", "用户", "x" * 255])
 def test_a_token_is_for_the_user_who_is_named(tmp_path: Path, user: str) -> None:
     result = run_command(tmp_path, "token", user, JWT_SECRET="s" * 32)
-    assert jwt.decode(result.stdout.strip(), "s" * 32, ["HS256"])["sub"] == user
+    claims = jwt.decode(result.stdout.strip(), "s" * 32, ["HS256"])
+    assert (claims["sub"], claims["exp"] - claims["iat"]) == (user, 86_400)
 
 
 def test_a_token_of_the_command_is_one_that_the_server_takes(tmp_path: Path) -> None:
