@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,9 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             connection.execute(f"PRAGMA busy_timeout = {int(1000 * lock_wait_s())}")
             # Check before the statement, too: the connection may have opened another file.
             self._check_file(self._opened.file)
-            result = read(connection.execute(sql, named))
+            # An error in `read` keeps the cursor, whose snapshot the thread's next reads would see.
+            with closing(connection.execute(sql, named)) as rows:
+                result = read(rows)
             self._check_file(self._opened.file)
             if writes:
                 self._empty_long_log(connection)

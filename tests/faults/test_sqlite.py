@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 from support.network import Load, eventually
-from support.server import HASTY, REAL, Server, User, change_by_hand
+from support.server import HASTY, REAL, Server, User, change_by_hand, fill
 
 from database.sqlite import Sqlite
 from models import fetch_all
@@ -55,6 +55,20 @@ def test_who_reads_does_not_wait_for_who_writes(tmp_path: Path) -> None:
             start = time.monotonic()
             assert ann.tasks() == [task]
             assert time.monotonic() - start < 2
+
+
+def test_a_list_that_fails_leaves_no_old_state_behind(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1")
+    with server, User(server, "ann") as ann, User(server, "bob") as bob:
+        ann.create()
+        task = bob.create()
+        fill(url, "ann", 300)
+        change_by_hand(url, "UPDATE task SET title = x'00' WHERE user_id = 'ann'")
+        assert ann.get("/tasks").status_code == 500
+        change_by_hand(url, "UPDATE task SET title = 'new' WHERE user_id = 'bob'")
+        assert bob.task(task["id"])["title"] == "new"
+        bob.create()
 
 
 def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
