@@ -169,6 +169,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     if was_refused:
                         break
                     was_refused, sql = True, retry
+            except BaseException:  # Such as a MemoryError. The rest of the result is lost with it.
+                connection.close()
+                raise
             else:
                 pool.push(connection)
                 self.slot_wait_s = TaskDatabase.slot_wait_s

@@ -370,6 +370,24 @@ def test_no_word_of_the_password(tmp_path: Path, cluster: Cluster, database: str
     assert "database unavailable" in seen
 
 
+def test_a_bug_leaves_no_connection_behind(tmp_path: Path, cluster: Cluster, database: str) -> None:
+    """The error's traceback would hold it until Python's garbage collector finds both."""
+    (tmp_path / "broken.py").write_text(
+        "import app, lists\n"
+        "def create_app():\n"
+        "    lists.serialize = lambda *_: 1 / 0\n"
+        "    return app.create_app()\n"
+    )
+    url = cluster.url(database)
+    server = Server(tmp_path, app="broken:create_app()", DATABASE_URL=url, WEB_CONCURRENCY="1")
+    with server, User(server, "ann") as ann:
+        for _ in range(10):
+            assert ann.get("/tasks").status_code == 500
+        count = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'"
+        # PostgreSQL counts one until it has noticed its end.
+        eventually(lambda: cluster.execute(count)[0][0] <= 1, 2)
+
+
 @pytest.mark.stops_postgres
 def test_the_schema_is_made_once_by_many_clients(
     tmp_path: Path, cluster: Cluster, database: str
