@@ -498,7 +498,8 @@ def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_p
                 other = tasks.replace("ann", user)
                 created = requests.post(other, json={"title": "x"}, timeout=10)
                 assert created.json()["user_id"] == unquote(user)
-            assert requests.get(tasks.replace("ann", "a%FF"), timeout=10).status_code == 404
+            for user in ("a%FF", "a%EF%BF%BD"):  # The second is how adapters for ASGI decode it.
+                assert requests.get(tasks.replace("ann", user), timeout=10).status_code == 404
         finally:
             process.kill()
 

@@ -16,6 +16,7 @@ BUSY = "The server is busy. Nothing has changed. Try again soon."
 # a 206 or a 416, and a year or a day of many digits with a 500. If-None-Match works. Without a
 # range, Werkzeug reads no If-Range, and it never reads If-Unmodified-Since.
 FILE_CONDITIONS = ("IF_MATCH", "IF_MODIFIED_SINCE", "RANGE")
+REPLACEMENT = quote("\ufffd")  # Stands for what is not UTF-8.
 
 
 class Application(Flask):
@@ -62,15 +63,16 @@ def refuse_in_overload() -> None:
 def refuse_other_spellings() -> None:
     """Refuse a request that Werkzeug would read as a different request.
 
-    Raises NotFound for a path that is not UTF-8: Werkzeug decodes two such paths to one user. Also
-    for an escaped slash, which the server decodes to a separator (RFC 3986, section 2.2).
+    Raises NotFound for a path that is not UTF-8: Werkzeug decodes two such paths to one user, as an
+    adapter for ASGI does before. Also for an escaped slash, which the server decodes to a separator
+    (RFC 3986, section 2.2).
     Raises MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
     environ, method = request.environ, request.environ["REQUEST_METHOD"]
     # As it was sent, by the names of Gunicorn and of other servers, some of which do not tell.
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     path = (sent or quote(environ["PATH_INFO"], encoding="latin-1")).partition("?")[0]
-    if "%2f" in path.lower():
+    if "%2f" in path.lower() or (not sent and REPLACEMENT in path):
         raise NotFound
     if method != request.method and request.url_rule:
         raise MethodNotAllowed(request.url_rule.methods)
