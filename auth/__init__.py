@@ -89,7 +89,7 @@ class Verifier:
                 )
             if not claims["sub"]:
                 raise jwt.InvalidTokenError("The claim sub is empty")
-        except ServiceUnavailable:
+        except (ServiceUnavailable, MemoryError):
             raise
         except Exception as error:  # A hostile token can raise anything in the libraries.
             raise Unauthenticated(self._explain(error, token)) from error

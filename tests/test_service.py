@@ -112,6 +112,26 @@ def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
     assert error["request_id"] == problem["request_id"] == response.headers["X-Request-ID"]
 
 
+@pytest.mark.parametrize("place", ["jwt.decode_complete", "orjson.loads"])
+def test_a_request_for_which_there_is_no_memory_is_no_bug(tmp_path: Path, place: str) -> None:
+    (tmp_path / "poor.py").write_text(
+        "import app, jwt, orjson\n"
+        "def fail(*_, **__):\n"
+        "    raise MemoryError\n"
+        f"{place} = fail\n"
+        "create_app = app.create_app\n"
+    )
+    secret = {"JWT_SECRET": "s" * 32} if "jwt" in place else {}
+    server = Server(tmp_path, app="poor:create_app()", **secret)
+    with server, User(server, "ann") as ann:
+        ann.headers["Authorization"] = "Bearer a.b.c"
+        answer = ann.post("/tasks", json={"title": "x"})
+    assert answer.status_code == 503
+    assert "may or may not have been made" in answer.json()["detail"]
+    (line,) = [line for line in server.log() if line["message"] == "out of memory"]
+    assert line["level"] == "warning"
+
+
 @pytest.mark.parametrize("hook", ["before_request", "after_request", "teardown_request"])
 def test_a_body_that_a_monitoring_agent_reads_is_not_lost(tmp_path: Path, hook: str) -> None:
     (tmp_path / "watched.py").write_text(

@@ -124,6 +124,7 @@ class Api(flask_smorest.Api):
 
     def __init__(self, app: Flask) -> None:
         super().__init__(app, spec_kwargs={"extra_plugins": [Docstrings()]})
+        app.register_error_handler(MemoryError, problems.out_of_memory)
         components, details = self.spec.components, problems.DETAILS.copy()
         if app.extensions["auth"]:
             scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}

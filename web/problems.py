@@ -1,11 +1,17 @@
 """Every error response is a problem document (RFC 9457)."""
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
 import marshmallow as ma
 from flask import Response, jsonify
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, UnprocessableEntity
+from werkzeug.exceptions import (
+    HTTPException,
+    MethodNotAllowed,
+    ServiceUnavailable,
+    UnprocessableEntity,
+)
 
 from server import request_id
 
@@ -25,6 +31,12 @@ DETAILS = {
     500: "The server failed. Its log has the cause: search for the request id.",
     503: "The service is unavailable for now. Try again soon.",
 }
+NO_MEMORY = (
+    "The server has no memory left. A change may or may not have been made, at most once."
+    " Check whether it was made before you try again."
+)
+
+log = logging.getLogger("tasks.web")
 
 
 class ProblemSchema(ma.Schema):
@@ -88,3 +100,9 @@ def to_response(error: HTTPException) -> Response:
     # Without it, a cache may keep a 404 (RFC 9110, section 15.1) past the creation or a restore.
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def out_of_memory(error: MemoryError) -> Response:
+    """A 503: the server does not know whether a write was made before the error."""
+    log.warning("out of memory")
+    return to_response(ServiceUnavailable(NO_MEMORY, retry_after=1))
