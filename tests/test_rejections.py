@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 import requests
 from support.server import Server, User
+from werkzeug.exceptions import default_exceptions
 
 JSON = b"Content-Type: application/json\r\n"
 MAX = 128 * 1024
@@ -236,6 +237,7 @@ def test_the_application_refuses(user: User, name: str) -> None:
     assert problem["request_id"] == headers["x-request-id"]
     assert isinstance(problem["detail"], str) and problem["detail"]
     assert "HTML" not in problem["detail"]
+    assert problem["detail"] != default_exceptions[status].description  # A library's words.
     assert (status == 405) == bool(headers.get("allow"))
     assert user.tasks() == [kept]
 
