@@ -33,7 +33,6 @@ threads = settings.threads
 worker_class = Worker
 logger_class = ServerLogger
 logconfig_dict = logging_config(settings.log_level)
-capture_output = True  # With `--log-file`, the standard error stream becomes that file.
 loglevel = settings.log_level
 # In seconds. Longer than in routers and proxies, which would send a request on a closed connection
 # and lose it: Heroku keeps one for 90, Caddy for 120, Google's load balancer for 600.
@@ -55,9 +54,9 @@ control_socket_disable = True  # Not used; its file needs a home folder, which c
 
 
 def on_starting(server: Any) -> None:
-    """Change what the master does if a process is missing, and on the signals of a terminal."""
+    """Change what the master does if it cannot fork, and on SIGINT and SIGHUP."""
     server.spawn_worker = partial(spawn_worker, server, server.spawn_worker)
-    # Ctrl+C, Fly and PM2 send SIGINT. Gunicorn would drop the requests; at the second one, it does.
+    # Ctrl+C, Fly and PM2 send SIGINT. Gunicorn would drop the requests; a second SIGINT still does.
     server.handle_int = server.handle_term
     if os.isatty(2):
         server.handle_hup = partial(hang_up, server, server.handle_hup)
@@ -109,5 +108,5 @@ def post_worker_init(worker: Any) -> None:
             worker.log.critical(error)
             sys.exit(Arbiter.APP_LOAD_ERROR)
     while not worker.inherited_signals.empty():
-        if worker.inherited_signals.get() in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}:
+        if worker.inherited_signals.get() in {signal.SIGTERM, signal.SIGQUIT}:
             worker.handle_exit(signal.SIGTERM, None)

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 from flask import has_request_context, request
+from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from psycopg2.extensions import parse_dsn
 
@@ -139,13 +140,31 @@ class ServerLogger(Logger):
     def access(self, *_: Any) -> None:
         """Do nothing, also where a platform asks for it with `--access-logfile`."""
 
+    def setup(self, cfg: Config) -> None:
+        """Configure the log. Raises RuntimeError if the file of `--log-file` cannot be written."""
+        self.cfg = cfg
+        self.reopen_files()  # Before the handler asks whether it writes to a terminal.
+        super().setup(cfg)
+
+    def reopen_files(self) -> None:
+        """Make the standard error stream the file of `--log-file`, if there is one.
+
+        Gunicorn calls this on SIGUSR1, when the file was renamed. An error would stop the server.
+        """
+        if self.cfg.errorlog != "-":
+            try:
+                with open(self.cfg.errorlog, "ab", 0) as file:
+                    os.dup2(file.fileno(), 2)
+            except OSError as error:
+                self.error("The log file cannot be opened: %s", error.strerror)
+
 
 def logging_config(level: str) -> dict[str, Any]:
     """The configuration of all loggers, for `logging.config`: to the standard error stream."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"lines": {"()": TextFormatter if sys.stderr.isatty() else JsonFormatter}},
+        "formatters": {"lines": {"()": create_formatter}},
         "handlers": {"stderr": {"()": StderrHandler, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
@@ -155,6 +174,10 @@ def logging_config(level: str) -> dict[str, Any]:
             "werkzeug": {"propagate": False, "filters": [lambda record: not record.args]},
         },
     }
+
+
+def create_formatter() -> logging.Formatter:
+    return TextFormatter() if sys.stderr.isatty() else JsonFormatter()
 
 
 def configure_logging(level: str) -> None:

@@ -190,14 +190,23 @@ def test_the_access_log_that_a_platform_asks_for_repeats_nothing(tmp_path: Path)
 
 
 def test_the_log_can_go_to_a_file_which_can_be_renamed(tmp_path: Path) -> None:
-    file, old = tmp_path / "api.log", tmp_path / "api.log.1"
-    with Server(tmp_path, "--log-file", str(file)) as server:
-        assert '"path":"/health"' in file.read_text()
-        file.rename(old)
-        server.process.send_signal(signal.SIGUSR1)
-        eventually(file.exists, 5)
+    file, last, first = (tmp_path / name for name in ("api.log", "api.log.1", "api.log.2"))
+    server = Server(tmp_path, "--log-file", str(file), WEB_CONCURRENCY="1")
+
+    def logs_into(file: Path) -> bool:
         requests.get(f"{server.url}/api/ann/tasks")
-        eventually(lambda: "/api/ann/tasks" in file.read_text() + old.read_text(), 5)
+        return "/api/ann/tasks" in file.read_text()
+
+    with server:
+        assert '"path":"/health"' in file.read_text()
+        file.rename(first)
+        server.process.send_signal(signal.SIGUSR1)
+        eventually(lambda: file.exists() and logs_into(file), 5)
+        file.rename(last)
+        file.mkdir()  # Now it cannot be opened.
+        server.process.send_signal(signal.SIGUSR1)
+        eventually(lambda: last.read_text().count("cannot be opened: Is a directory") == 2, 5)
+        assert logs_into(last)
 
 
 @pytest.mark.parametrize(("query", "looks"), [("", False), ("?gssencmode=prefer", True)])
