@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 import marshmallow as ma
-from flask import Response, jsonify
+from flask import Response, jsonify, request
 from werkzeug.exceptions import (
     HTTPException,
     MethodNotAllowed,
@@ -31,8 +31,10 @@ DETAILS = {
     500: "The server failed. Its log has the cause: search for the request id.",
     503: "The service is unavailable for now. Try again soon.",
 }
-NO_MEMORY = (
-    "The server has no memory left. A change may or may not have been made, at most once."
+NO_MEMORY = "The server has no memory left."
+NOTHING_CHANGED = f"{NO_MEMORY} Nothing has changed. Try again soon."
+MAYBE_CHANGED = (
+    f"{NO_MEMORY} The change may or may not have been made, at most once."
     " Check whether it was made before you try again."
 )
 
@@ -103,6 +105,8 @@ def to_response(error: HTTPException) -> Response:
 
 
 def out_of_memory(error: MemoryError) -> Response:
-    """A 503: the server does not know whether a write was made before the error."""
-    log.warning("out of memory")
-    return to_response(ServiceUnavailable(NO_MEMORY, retry_after=1))
+    """A 503. A write may have been made before the error, or may run for 4 more seconds."""
+    log.warning("out of memory", exc_info=error)
+    reads = request.method in {"GET", "HEAD"}
+    detail, retry_after = (NOTHING_CHANGED, 1) if reads else (MAYBE_CHANGED, 4)
+    return to_response(ServiceUnavailable(detail, retry_after=retry_after))
