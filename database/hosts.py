@@ -39,9 +39,10 @@ class Hosts:
         hosts.rotate(-first)
         lists = map(",".join, zip(*hosts, strict=True))
         try:
-            given = zip(HOST_OPTIONS, lists, strict=True)
-            # Without any port, libpq takes PGPORT for all.
-            yield {name: text for name, text in given if text.strip(",")}
+            options = dict(zip(HOST_OPTIONS, lists, strict=True))
+            if not options["port"].strip(","):
+                options["port"] = ""  # libpq takes PGPORT for all hosts then.
+            yield {name: text for name, text in options.items() if text}
         except TimeoutError:  # The other hosts had no time.
             self._first, self._first_until = first + 1, monotonic() + SILENT_HOST_S
             raise
