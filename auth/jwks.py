@@ -16,7 +16,7 @@ from settings import VERSION
 
 FETCH_TIMEOUT_S, MAX_BYTES = 3.0, 1024 * 1024
 MAX_AGE_S = 300.0  # Older keys are still used, but fetched again.
-MIN_PAUSE_S = 30.0  # Between two fetches, so that unknown key ids do not flood the issuer.
+FETCH_PAUSE_S = 30.0  # After a fetch, so that unknown key ids do not flood the issuer.
 # Requests that may wait for a fetch at once; the other threads stay free for known keys.
 MAX_WAITING = 4
 # Some firewalls refuse the default name, `Python-urllib`.
@@ -114,7 +114,7 @@ class KeySet:
             self._keys = read_keys(download(self._url))
             self._stale_at = monotonic() + MAX_AGE_S
             self._failures, self._problem = 0, UNREACHABLE
-            self._next_fetch_at = monotonic() + MIN_PAUSE_S
+            self._next_fetch_at = monotonic() + FETCH_PAUSE_S
         except Exception as error:  # A hostile answer can raise anything in the libraries.
             self._note_failure(error)
 
@@ -123,8 +123,8 @@ class KeySet:
         log.warning("the keys at %s could not be fetched: %.300r", address, error)
         self._failures += 1
         self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
-        # Try sooner, with a pause that doubles: until then, a token of an unknown key is a 503.
-        backoff = min(2.0 ** min(self._failures, 10) / 2, MIN_PAUSE_S)
+        # The pause is short, and doubles: until then, a token of an unknown key is a 503.
+        backoff = min(2.0 ** min(self._failures, 10) / 2, FETCH_PAUSE_S)
         self._next_fetch_at = monotonic() + backoff
 
 

@@ -91,7 +91,7 @@ def test_a_known_key_is_used_while_the_issuer_is_wrong(
     issuer: Issuer, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(jwks, "MAX_AGE_S", 0.0)
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
@@ -153,7 +153,7 @@ def test_a_download_that_takes_too_long_does_not_hold_up_the_next(
     issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     issuer.drip = 0.001
     issuer.say(b" " * 3000)
     keys = KeySet(issuer.url)
@@ -187,7 +187,7 @@ def test_an_endless_answer_is_abandoned(
 def test_a_head_that_does_not_end_holds_one_thread(
     issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.2)
@@ -253,7 +253,7 @@ def test_an_issuer_is_reached_although_its_first_address_is_dead(
 ) -> None:
     """As with a broken route for IPv6: the time for the keys begins when the issuer answers."""
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     dead = socket.create_server(("127.0.0.1", 0), backlog=0)
     waiting = []
     for _ in range(4):  # Its queue is full, and it answers nobody else.
@@ -281,7 +281,7 @@ def test_a_burst_of_first_requests_asks_once(issuer: Issuer) -> None:
 def test_keys_that_are_fresh_are_not_fetched_again(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert all(keys.find("old") for _ in range(50))
     time.sleep(0.1)
@@ -295,7 +295,7 @@ def test_an_unknown_id_asks_again_but_not_soon(issuer: Issuer, old: Key, new: Ke
     assert issuer.requests == 1
     issuer.publish(old, new)
     assert keys.find("new") is None
-    keys._next_fetch_at -= jwks.MIN_PAUSE_S
+    keys._next_fetch_at -= jwks.FETCH_PAUSE_S
     assert keys.find("new")
     assert issuer.requests == 2
 
@@ -328,7 +328,7 @@ def test_a_rotated_key_is_found_and_the_old_one_forgotten(
     issuer: Issuer, new: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jwks, "MAX_AGE_S", 0.0)
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     issuer.publish(new)
@@ -340,7 +340,7 @@ def test_a_hanging_issuer_does_not_hold_up_who_waits_in_line(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unknown ids may wait for the issuer, but not so many that no thread is left."""
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 1.0)
@@ -362,7 +362,7 @@ def test_a_new_key_is_not_refused_while_the_issuer_is_away(
     issuer: Issuer, old: Key, new: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 401 would sign out each user who has a token of the new key."""
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     keys = KeySet(issuer.url)
     assert keys.find("old")
     issuer.say(HTML)
@@ -378,7 +378,7 @@ def test_a_new_key_is_not_refused_while_the_issuer_is_away(
 def test_a_set_that_was_unusable_once_is_not_called_so_later(
     issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     issuer.publish()
     keys = KeySet(issuer.url)
     with pytest.raises(ServiceUnavailable, match="no key that this server can use"):
@@ -419,7 +419,7 @@ def test_keys_of_two_types_may_share_an_id_in_any_order(
 def test_an_issuer_that_was_away_for_days_is_asked_again(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
     issuer.say(HTML)
     keys = KeySet(issuer.url)
     keys._failures = 10_000
