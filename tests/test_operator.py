@@ -516,6 +516,7 @@ def test_a_body_that_a_server_has_whole_needs_no_length(tmp_path: Path) -> None:
             input_stream=BytesIO(b'{"completed": true}'),
         )
         assert (changed.status_code, changed.json["completed"]) == (200, True)
+    client.application.extensions["database"].close()
 
 
 @pytest.mark.parametrize(

@@ -373,7 +373,8 @@ def test_no_word_of_the_password(tmp_path: Path, cluster: Cluster, database: str
 def test_a_bug_leaves_no_connection_behind(tmp_path: Path, cluster: Cluster, database: str) -> None:
     """The error's traceback would hold it until Python's garbage collector finds both."""
     (tmp_path / "broken.py").write_text(
-        "import app, lists\n"
+        "import app, gc, lists\n"
+        "gc.disable()\n"
         "def create_app():\n"
         "    lists.serialize = lambda *_: 1 / 0\n"
         "    return app.create_app()\n"

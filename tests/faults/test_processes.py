@@ -87,7 +87,7 @@ def test_a_request_that_takes_seconds_survives_a_stop(
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(requests.get, f"{server.url}/ready")
         time.sleep(0.5)
-        for process in (server.process.pid, *workers(server)):
+        for process in (*workers(server), server.process.pid):
             os.kill(process, signal.Signals[name])
         assert slow.result().status_code == 200
     assert server.process.wait(10) == 0
@@ -244,7 +244,8 @@ def test_a_reload_under_load(server: Server) -> None:
 
 
 def test_a_hangup_ends_no_worker(server: Server) -> None:
-    """A terminal, or `nohup` under a shell that is hung up, sends SIGHUP to every process."""
+    """A shell that is hung up sends SIGHUP to every process, also under `nohup`."""
+    eventually(lambda: len(workers(server)) == 2, 5)
     before = workers(server)
     for worker in before:
         os.kill(worker, signal.SIGHUP)
@@ -420,7 +421,7 @@ def test_a_new_worker_has_the_settings_of_the_start(
         assert requests.get(f"{server.url}/api/ann/tasks", timeout=5).status_code == 401
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGQUIT"])
 def test_a_stop_that_finds_a_worker_starting_is_obeyed(tmp_path: Path, name: str) -> None:
     config = tmp_path / "conf.py"
     config.write_text(
