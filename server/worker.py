@@ -255,7 +255,7 @@ class Worker(ThreadWorker):
             keeps = self.handle_request(request, conn)
         except Exception as error:
             if not conn.sock.unsent:
-                # A head that is too long has no end. That would be a 500, and in the log with it.
+                # A head that is too long has no end. Gunicorn would answer 500, and log all of it.
                 is_long = isinstance(error, NoMoreData)
                 problem = LimitRequestHeaders("the head is too long") if is_long else error
                 self.handle_error(request, conn.sock, conn.client, problem)

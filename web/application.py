@@ -63,9 +63,9 @@ def refuse_in_overload() -> None:
 def refuse_other_spellings() -> None:
     """Refuse a request that Werkzeug would read as a different request.
 
-    Raises NotFound for a path that is not UTF-8: Werkzeug decodes two such paths to one user, as an
-    adapter for ASGI does before. Also for an escaped slash, which the server decodes to a separator
-    (RFC 3986, section 2.2).
+    Raises NotFound for a path that is not UTF-8: Werkzeug decodes two such paths to one user, and
+    so does an adapter for ASGI, before this is called. Also for an escaped slash, which the server
+    decodes to a separator (RFC 3986, section 2.2).
     Raises MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
     environ, method = request.environ, request.environ["REQUEST_METHOD"]
