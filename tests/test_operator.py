@@ -31,6 +31,7 @@ from support.server import (
     Server,
     User,
     change_by_hand,
+    changed_app,
     insert_by_hand,
     make_schema_of,
     new_database,
@@ -134,14 +135,10 @@ def test_a_terminal_says_once_what_starts(terminal: InTerminal) -> None:
 
 
 def test_a_terminal_shows_a_traceback_line_by_line(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(
-        "import app, models\n"
-        "def create_app():\n"
-        "    models.get_task = lambda *_: exec('raise Exception(chr(27) + chr(10) + chr(0x9b))')\n"
-        "    return app.create_app()\n"
-    )
+    raises = "exec('raise Exception(chr(27) + chr(10) + chr(0x9b))')"
+    app = changed_app(tmp_path, f"import models; models.get_task = lambda *_: {raises}")
     path = "/api/ann/tasks/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"
-    with InTerminal(tmp_path, app="broken:create_app()") as server:
+    with InTerminal(tmp_path, app=app) as server:
         id = requests.get(server.url + path).headers["X-Request-ID"][:8]
         request = server.line(f"GET {path} 500 ")
         assert re.fullmatch(rf"{TIME} info    GET {path} 500 \d+\.\d ms  {id}", request)

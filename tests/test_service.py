@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 from support.network import eventually
-from support.server import Server, User, new_database
+from support.server import Server, User, changed_app, new_database
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/ready/"])
@@ -92,13 +92,8 @@ def test_what_is_no_http_is_not_quoted_in_the_log(server: Server, request_: byte
 
 
 def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(
-        "import app, models\n"
-        "def create_app():\n"
-        "    models.get_task = lambda *_: 1 / 0\n"
-        "    return app.create_app()\n"
-    )
-    with Server(tmp_path, app="broken:create_app()") as server, User(server, "ann") as user:
+    app = changed_app(tmp_path, "import models; models.get_task = lambda *_: 1 / 0")
+    with Server(tmp_path, app=app) as server, User(server, "ann") as user:
         path = "/tasks/5f0c2b0e-6c1f-4b7e-9a53-0c6a3a1f2b4d"
         response = user.get(path, headers={"Origin": "http://localhost:3000"})
         assert user.get("/tasks").status_code == 200
@@ -114,15 +109,10 @@ def test_a_bug_is_a_500_that_only_the_log_explains(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["jwt.decode_complete", "orjson.loads"])
 def test_a_request_for_which_there_is_no_memory_is_no_bug(tmp_path: Path, place: str) -> None:
-    (tmp_path / "poor.py").write_text(
-        "import app, jwt, orjson\n"
-        "def fail(*_, **__):\n"
-        "    raise MemoryError\n"
-        f"{place} = fail\n"
-        "create_app = app.create_app\n"
-    )
+    fail = "def fail(*_, **__):\n    raise MemoryError\n"
+    app = changed_app(tmp_path, f"import jwt, orjson\n{fail}{place} = fail")
     secret = {"JWT_SECRET": "s" * 32} if "jwt" in place else {}
-    server = Server(tmp_path, app="poor:create_app()", **secret)
+    server = Server(tmp_path, app=app, **secret)
     with server, User(server, "ann") as ann:
         ann.headers["Authorization"] = "Bearer a.b.c"
         answer = ann.post("/tasks", json={"title": "x"})

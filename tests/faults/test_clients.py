@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 import requests
 from support.network import eventually
-from support.server import HASTY, Server, User
+from support.server import HASTY, Server, User, changed_app
 
 from testbed.cluster import Cluster
 
@@ -216,12 +216,9 @@ def test_answers_that_nobody_reads_may_occupy_no_more(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
     """With a limit of 8 MiB, for which fewer clients are enough."""
-    (tmp_path / "narrow.py").write_text(
-        "import app, server.worker\nserver.worker.MAX_WAITING_BYTES = 8 * 2**20\n"
-        "create_app = app.create_app\n"
-    )
+    change = "import server.worker; server.worker.MAX_WAITING_BYTES = 8 * 2**20"
     options = {"DATABASE_URL": cluster.url(database), "WEB_CONCURRENCY": "1"}
-    with Server(tmp_path, app="narrow:create_app()", **options) as server:
+    with Server(tmp_path, app=changed_app(tmp_path, change), **options) as server:
         make_a_long_list(server, cluster, database)
         with Clients(server, 12, GET_TASKS + b"\r\n"):
             answered = '"GET","path":"/api/slow/tasks"'

@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 import requests
 from support.network import KILL, Load, Network, eventually
-from support.server import HASTY, MIGRATIONS, Server, User
+from support.server import HASTY, MIGRATIONS, Server, User, changed_app
 
 from database.postgres import SCHEMA_LOCK
 from testbed.cluster import PASSWORD, Cluster
@@ -372,15 +372,9 @@ def test_no_word_of_the_password(tmp_path: Path, cluster: Cluster, database: str
 
 def test_a_bug_leaves_no_connection_behind(tmp_path: Path, cluster: Cluster, database: str) -> None:
     """The error's traceback would hold it until Python's garbage collector finds both."""
-    (tmp_path / "broken.py").write_text(
-        "import app, gc, lists\n"
-        "gc.disable()\n"
-        "def create_app():\n"
-        "    lists.serialize = lambda *_: 1 / 0\n"
-        "    return app.create_app()\n"
-    )
-    url = cluster.url(database)
-    server = Server(tmp_path, app="broken:create_app()", DATABASE_URL=url, WEB_CONCURRENCY="1")
+    bug = "import gc, lists; gc.disable(); lists.serialize = lambda *_: 1 / 0"
+    url, app = cluster.url(database), changed_app(tmp_path, bug)
+    server = Server(tmp_path, app=app, DATABASE_URL=url, WEB_CONCURRENCY="1")
     with server, User(server, "ann") as ann:
         for _ in range(10):
             assert ann.get("/tasks").status_code == 500

@@ -16,11 +16,13 @@ from support.commands import run_command
 from support.network import Network, eventually
 from support.server import (
     HASTY,
+    MIGRATE_FROM,
     MIGRATIONS,
     ROOT,
     Server,
     User,
     change_by_hand,
+    changed_app,
     fill,
     insert_by_hand,
     make_schema_of,
@@ -63,11 +65,7 @@ def with_migration(folder: Path, text: str) -> str:
     for file in (ROOT / "database" / "migrations").glob("*.py"):
         (migrations / file.name).write_text(file.read_text())
     (migrations / "9999_slow.py").write_text(text)
-    (folder / "slow.py").write_text(
-        "from pathlib import Path\nimport app, database.base\n"
-        f"database.base.MIGRATIONS = Path({str(migrations)!r})\ncreate_app = app.create_app\n"
-    )
-    return "slow:create_app()"
+    return changed_app(folder, MIGRATE_FROM.format(str(migrations)))
 
 
 @pytest.mark.slow
@@ -141,12 +139,12 @@ def upgrade_beside_a_dump(
     """A new server, a user of the old one, and the dump, whose rollback ends it."""
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
-    make_schema_of(MIGRATIONS[:-1], tmp_path / "old", url)
+    app = make_schema_of(MIGRATIONS[:-1], tmp_path / "old", url)
     insert_by_hand(url, "ann", "Buy milk")
     with closing(psycopg2.connect(url)) as dump:
         dump.cursor().execute("LOCK TABLE task IN ACCESS SHARE MODE")
         with (
-            Server(tmp_path / "old", app="old:create_app()", DATABASE_URL=url) as old,
+            Server(tmp_path / "old", app=app, DATABASE_URL=url) as old,
             Server(tmp_path / "new", DATABASE_URL=url, **settings) as new,
             User(old, "ann") as user,
         ):
@@ -416,12 +414,8 @@ def test_a_table_that_was_dropped_stops_the_start(tmp_path: Path, own_url: str) 
 
 
 def test_an_installation_without_migrations_stops_the_start(tmp_path: Path, own_url: str) -> None:
-    (tmp_path / "packed.py").write_text(
-        "import app, database.base, pathlib\n"
-        "database.base.MIGRATIONS = pathlib.Path('/nowhere')\n"
-        "create_app = app.create_app\n"
-    )
-    line = refusal(Server(tmp_path, app="packed:create_app()", DATABASE_URL=own_url))
+    app = changed_app(tmp_path, MIGRATE_FROM.format("/nowhere"))
+    line = refusal(Server(tmp_path, app=app, DATABASE_URL=own_url))
     assert line == "/nowhere has no migrations: the installation is incomplete"
 
 
@@ -457,14 +451,11 @@ def test_a_server_whose_schema_is_current_needs_no_lock(
 def test_a_migration_does_not_wait_for_the_lock_for_ever(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
-    (tmp_path / "hurried.py").write_text(
-        "import app, database.postgres\ndatabase.postgres.LOCK_WAIT_S = 0.5\n"
-        "create_app = app.create_app\n"
-    )
+    app = changed_app(tmp_path, "import database.postgres; database.postgres.LOCK_WAIT_S = 0.5")
     url = cluster.url(database)
     with closing(psycopg2.connect(url)) as connection:
         connection.cursor().execute("SELECT pg_advisory_lock(%s)", (SCHEMA_LOCK,))
-        with Server(tmp_path, app="hurried:create_app()", DATABASE_URL=url) as server:
+        with Server(tmp_path, app=app, DATABASE_URL=url) as server:
             assert requests.get(f"{server.url}/ready").json()["detail"] == UPGRADING
     assert "another server is upgrading the schema" in server.log_file.read_text()
 

@@ -21,7 +21,7 @@ import pytest
 import requests
 from support.commands import run_command
 from support.network import Load, Network, eventually
-from support.server import HASTY, REAL, Server, User
+from support.server import HASTY, REAL, Server, User, changed_app
 
 from database.postgres import Postgres
 from testbed.cluster import PASSWORD, Cluster, free_port
@@ -415,12 +415,9 @@ def test_a_table_that_refuses_a_task_does_not_get_it_into_the_log(
 def test_connections_are_closed_when_they_are_not_used(
     tmp_path: Path, cluster: Cluster, database: str, network: Network, idle: float
 ) -> None:
-    (tmp_path / "short.py").write_text(
-        f"import app, database.pool\ndatabase.pool.MAX_IDLE_S = {idle}\n"
-        "create_app = app.create_app\n"
-    )
+    app = changed_app(tmp_path, f"import database.pool; database.pool.MAX_IDLE_S = {idle}")
     options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
-    with Server(tmp_path, app="short:create_app()", **options) as server:
+    with Server(tmp_path, app=app, **options) as server:
         network.delay = 0.05
         with Load(server, clients=12):
             time.sleep(1)
@@ -442,11 +439,8 @@ def test_a_lost_connection_takes_the_idle_ones_with_it(
     tmp_path: Path, cluster: Cluster, database: str, network: Network
 ) -> None:
     """They are as old. Until Python collects what is forgotten, there could be too many."""
-    (tmp_path / "untidy.py").write_text(
-        "import app, gc\ngc.disable()\ncreate_app = app.create_app\n"
-    )
     options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
-    server = Server(tmp_path, app="untidy:create_app()", **options)
+    server = Server(tmp_path, app=changed_app(tmp_path, "import gc; gc.disable()"), **options)
     with server, User(server.wait(), "ann") as user:
         for _ in range(2):
             network.delay = 0.05
@@ -487,13 +481,10 @@ def test_connections_that_refuse_a_write_are_closed(
     tmp_path: Path, cluster: Cluster, database: str, network: Network
 ) -> None:
     """Until Python collects what is forgotten, there could be too many."""
-    (tmp_path / "untidy.py").write_text(
-        "import app, gc\ngc.disable()\ncreate_app = app.create_app\n"
-    )
     assert run_command(tmp_path, "migrate", DATABASE_URL=cluster.url(database)).exit_code == 0
     cluster.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     options = {"DATABASE_URL": cluster.url(database, network.port), "WEB_CONCURRENCY": "1"}
-    server = Server(tmp_path, app="untidy:create_app()", **options)
+    server = Server(tmp_path, app=changed_app(tmp_path, "import gc; gc.disable()"), **options)
     with server, User(server.wait(), "ann") as user:
         for _ in range(5):
             assert user.post("/tasks", json={"title": "x"}).status_code == 503

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 import requests
 from support.network import KILL, eventually
-from support.server import Server, User
+from support.server import Server, User, changed_app
 
 from testbed.cluster import Cluster
 from testbed.issuer import Issuer, Key
@@ -135,13 +135,10 @@ def test_a_write_is_acknowledged_although_no_thread_is_left_to_close_its_connect
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
     """Later, when there may be threads again, it is closed."""
-    (tmp_path / "short.py").write_text(
-        "import app, database.pool\ndatabase.pool.MAX_IDLE_S = 0.5\ncreate_app = app.create_app\n"
-    )
-    options = {"app": "short:create_app()", "WEB_CONCURRENCY": "1"}
+    app = changed_app(tmp_path, "import database.pool; database.pool.MAX_IDLE_S = 0.5")
     url, limited = cluster.url(database), limited_to(50)
     with (
-        Server(tmp_path, before=limited, DATABASE_URL=url, **options) as server,
+        Server(tmp_path, app=app, before=limited, DATABASE_URL=url, WEB_CONCURRENCY="1") as server,
         User(server, "ann") as ann,
         User(server, "ann") as again,
         ThreadPoolExecutor(2) as clients,

@@ -29,6 +29,8 @@ MIGRATIONS = sorted(file.stem for file in (ROOT / "database" / "migrations").glo
 # For the `app` of a server: its deadlines are a quarter as long.
 HASTY = "support.hasty:create_app()"
 REAL = "app:create_app()"
+# A change for `changed_app`: the migrations are those of another folder.
+MIGRATE_FROM = "import database.base; database.base.MIGRATIONS = {!r}"
 # What `flask --app app migrate` says of an empty database.
 APPLIED = "".join(f"applied {name}\n" for name in MIGRATIONS)
 FIELDS = ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]
@@ -245,17 +247,24 @@ def change_by_hand(database_url: str, sql: str) -> list[Any]:
         return cursor.fetchall() if cursor.description else []
 
 
-def make_schema_of(migrations: Sequence[str], folder: Path, database_url: str) -> None:
-    """Make the schema of a release that has only these migrations. `folder` must be empty."""
+def changed_app(folder: Path, change: str) -> str:
+    """The application after `change`, which is Python, for the `app` of a server in `folder`."""
+    (folder / "changed.py").write_text(f"from app import create_app\n{change}\n")
+    return "changed:create_app()"
+
+
+def make_schema_of(migrations: Sequence[str], folder: Path, database_url: str) -> str:
+    """Make the schema of a release that has only these migrations, and return its `app`.
+
+    `folder` must be empty.
+    """
     (folder / "migrations").mkdir()
     for name in migrations:
         shutil.copy(ROOT / "database" / "migrations" / f"{name}.py", folder / "migrations")
-    (folder / "old.py").write_text(
-        "import app, database.base\ncreate_app = app.create_app\n"
-        f"database.base.MIGRATIONS = {str(folder / 'migrations')!r}\n"
-    )
-    with Server(folder, app="old:create_app()", DATABASE_URL=database_url) as old:
+    app = changed_app(folder, MIGRATE_FROM.format(str(folder / "migrations")))
+    with Server(folder, app=app, DATABASE_URL=database_url) as old:
         assert requests.get(f"{old.url}/ready").status_code == 200
+    return app
 
 
 def insert_by_hand(database_url: str, user_id: str, title: str, **columns: Any) -> str:
