@@ -169,9 +169,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     if was_refused:
                         break
                     was_refused, sql = True, retry
-            except (
-                BaseException
-            ):  # Such as a MemoryError. A part of the result may not be read yet.
+            except BaseException:
+                # Such as a MemoryError. A part of the result may not be read yet.
                 connection.close()
                 raise
             else:
