@@ -196,9 +196,11 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def migrate(self) -> list[str]:
         self._is_upgrading = False
         # Most starts thus need no lock, which another server may hold for long.
-        with self._own_connection(), time_limit(CONNECT_TIMEOUT_S):
-            self._schema_is_current = all(self._applied()) and self._has_table()
-        return [] if self._schema_is_current else super().migrate()
+        with self._own_connection():
+            with time_limit(CONNECT_TIMEOUT_S):
+                self._schema_is_current = all(self._applied()) and self._has_table()
+            # On the same connection: a second one may not be allowed yet.
+            return [] if self._schema_is_current else super().migrate()
 
     @contextmanager
     def _own_connection(self) -> Iterator[None]:
