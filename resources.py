@@ -242,10 +242,10 @@ def page_response(page: Page, schema: QuerySchema) -> Response:
 
 
 def if_match() -> list[str] | None:
-    """The revisions in If-Match, from ETags of any version, or None for any."""
+    """The revisions in If-Match, or None for any. An ETag of version 1.0 is a revision alone."""
     if request.headers.get("If-Match", "*") == "*":
         return None
-    revisions = (tag.partition(".")[0] for tag in sent_tags("If-Match"))
+    revisions = (tag.removesuffix(TAG_END) for tag in sent_tags("If-Match"))
     return [*filter(schemas.UUID_TEXT.fullmatch, revisions)]
 
 
