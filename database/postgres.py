@@ -195,27 +195,19 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def migrate(self) -> list[str]:
         self._is_upgrading = False
-        # Most starts thus need no lock, which another server may hold for long.
-        with self._own_connection():
+        try:
             with time_limit(CONNECT_TIMEOUT_S):
                 self._schema_is_current = all(self._applied()) and self._has_table()
-            # On the same connection: a second one may not be allowed yet.
+            # Most starts thus need no lock, which another server may hold for long.
             return [] if self._schema_is_current else super().migrate()
-
-    @contextmanager
-    def _own_connection(self) -> Iterator[None]:
-        """Close the connection that Peewee opens for this thread.
-
-        Raises ServiceUnavailable or UnusableSchema.
-        """
-        try:
-            yield
         except (peewee.PeeweeException, *DRIVER_ERRORS) as error:
             original = getattr(error, "orig", error)
             if isinstance(original, NAME_ERRORS):
                 raise UnusableSchema(FOREIGN_NAME.format(one_line(original))) from error
             raise unavailable(error) from error
         finally:
+            # Close the connection that Peewee opened for this thread. Not between the two steps: a
+            # second one may not be allowed yet.
             self.dispose()
 
     def _await_lock(self) -> None:
@@ -240,7 +232,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
         # Read committed, to see what another server did while this one waited.
-        with self._own_connection(), self.atomic("READ COMMITTED"):
+        with self.atomic("READ COMMITTED"):
             self._await_lock()
             schema = f'"{self.schema}"'
             if not self.execute_sql("SELECT to_regnamespace(%s)", (schema,)).fetchone()[0]:
