@@ -291,13 +291,13 @@ def update(names: tuple[str, ...], is_retry: bool = False) -> Node:
 
 
 def update_task(
-    user_id: str, task_id: TaskId, body: dict[str, Any], expected: Expected, toggles: bool = False
+    user_id: str, task_id: TaskId, body: dict[str, Any], expected: Expected
 ) -> StoredTask:
-    """Set the fields in `body`, or toggle `completed`, if the task has an expected revision.
+    """Set the fields in `body`, if the task has an expected revision. Without fields, only read it.
 
     Raises NotFound or PreconditionFailed.
     """
-    if not body and not toggles:
+    if not body:
         found = get_task(user_id, task_id)
         if expected is not None and found.revision not in expected:
             raise PreconditionFailed
@@ -305,6 +305,14 @@ def update_task(
     changes = to_columns(body)
     row = write_task(update, user_id, task_id, expected, tuple(changes), has_retry=True, **changes)
     return to_stored(row)
+
+
+def toggle_task(user_id: str, task_id: TaskId, expected: Expected) -> StoredTask:
+    """Toggle `completed`, if the task has an expected revision.
+
+    Raises NotFound or PreconditionFailed.
+    """
+    return to_stored(write_task(update, user_id, task_id, expected, (), has_retry=True))
 
 
 def write_task(

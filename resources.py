@@ -216,8 +216,9 @@ def complete_task(body: dict[str, Any], user_id: str, task_id: TaskId) -> Respon
     Without a body, or with `{}`, toggles `completed`. `{"completed": true}` sets it, which can be
     retried safely.
     """
-    changed = models.update_task(user_id, task_id, body, if_match(), toggles=not body)
-    return task_response(changed)
+    if body:
+        return task_response(models.update_task(user_id, task_id, body, if_match()))
+    return task_response(models.toggle_task(user_id, task_id, if_match()))
 
 
 def task_response(task: StoredTask) -> Response:
