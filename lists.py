@@ -9,7 +9,7 @@ import orjson
 from peewee import SQL, Case, ColumnBase, Node, TextField, Tuple, Value, Window, fn
 
 import models
-from database import Parameter, request_limit, sql, statement
+from database import Parameter, request_deadline, sql, statement
 from models import DELETED_FIELDS, FIELDS, IS_OWNED, PUBLIC_COLUMNS, PUBLIC_FIELDS, Task
 
 MAX_LIMIT = MAX_OFFSET = 10_000
@@ -167,7 +167,7 @@ def list_tasks(
         )
         return part
 
-    with request_limit():
+    with request_deadline():
         first_limit = min(limit, UNMEASURED_TASKS)
         chunks, end = read_part(cursor, first_limit, MAX_PAGE_BYTES)
         room_left = MAX_PAGE_BYTES - sum(map(len, chunks))

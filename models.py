@@ -29,7 +29,7 @@ from peewee import (
 )
 from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
 
-from database import Parameter, Read, TaskDatabase, request_limit, sql, statement
+from database import Parameter, Read, TaskDatabase, request_deadline, sql, statement
 
 # How many tasks one statement removes, the pause after it, and how many statements in a row may
 # remove nothing before removing ends.
@@ -324,7 +324,7 @@ def write_task(
     """
     values = options | {"user_id": user_id, "id": task_id, "expected": expected}
     values["revision"] = new_revision()
-    with request_limit():
+    with request_deadline():
         rows = send(query, *variant, **values) if task_id else []
         if rows:
             return rows[0]

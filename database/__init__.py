@@ -1,7 +1,7 @@
 """Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
 from database import sql
-from database.base import Read, TaskDatabase, UnusableSchema, one_line, request_limit
+from database.base import Read, TaskDatabase, UnusableSchema, one_line, request_deadline
 from database.compile import Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
@@ -14,7 +14,7 @@ __all__ = [
     "TaskDatabase",
     "UnusableSchema",
     "one_line",
-    "request_limit",
+    "request_deadline",
     "sql",
     "statement",
 ]

@@ -76,7 +76,7 @@ class TaskDatabase(peewee.Database):
         sent instead. Raises ServiceUnavailable, or the driver's error if the statement is wrong or
         breaks a constraint.
         """
-        with request_limit():
+        with request_deadline():
             self._acquire_slot()
             try:
                 if not self._schema_is_current:
@@ -199,7 +199,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         this_thread.deadline = outer
 
 
-def request_limit() -> AbstractContextManager[None]:
+def request_deadline() -> AbstractContextManager[None]:
     """Limit all statements of a request to REQUEST_TIMEOUT_S together."""
     return time_limit(REQUEST_TIMEOUT_S)
 

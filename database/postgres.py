@@ -23,7 +23,7 @@ from database.base import (
     TaskDatabase,
     UnusableSchema,
     one_line,
-    request_limit,
+    request_deadline,
     time_left,
     time_limit,
     unavailable,
@@ -218,12 +218,12 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         # Older servers do not have all of them.
         limit = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = %s"
         lock = "SELECT pg_try_advisory_xact_lock(%s)"
-        with request_limit():
+        with request_deadline():
             for name, value in limits.items():
                 self.execute_sql(limit, (value, name))
         until = monotonic() + LOCK_WAIT_S
         while monotonic() < until:
-            with request_limit():
+            with request_deadline():
                 if self.execute_sql(lock, (SCHEMA_LOCK,)).fetchone()[0]:
                     return
             sleep(LOCK_PAUSE_S)
