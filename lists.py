@@ -79,6 +79,9 @@ SORT_TEXTS = {
     "due_date": sql.when(fn.length(Task.due_date) == 10, Task.due_date.concat("~"), Task.due_date),
     "priority": Case(Task.priority_folded, [*PRIORITY_RANKS.items()], "2"),
 }
+# The longest keys: a title's, of characters that take four bytes each; of any other sort, a time.
+LONGEST_KEYS = {"title": "\U0010ffff" * TITLE_KEY_LENGTH}
+LONGEST_TIME = "2026-01-01T00:00:00.000000+00:00"
 
 
 def sort_key(sorting: Sorting) -> ColumnBase:

@@ -25,9 +25,6 @@ MAX_URL = MAX_REQUEST_LINE - len("OPTIONS  HTTP/1.1")
 TAG_END = f".{len(models.PUBLIC_FIELDS)}"
 PAGE_HEADERS = {"ETag": "ETag", "Link": "Link"}
 LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
-# The longest sort keys: a title whose characters take four bytes each, or a time.
-LONGEST_TITLE = "\U0010ffff" * lists.TITLE_KEY_LENGTH
-LONGEST_TIME = "2026-01-01T00:00:00.000000+00:00"
 
 
 class UserIdConverter(BaseConverter):
@@ -267,7 +264,7 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
     pairs = [*query, ("cursor", "")]
     url = f"{quote(request.path)}?{urlencode(pairs, doseq=True, quote_via=quote)}"
     # The cursor of a later page can be longer, and a walk must not end before its last page.
-    key = LONGEST_TITLE if cursor.sorting.sort == "title" else LONGEST_TIME
+    key = lists.LONGEST_KEYS.get(cursor.sorting.sort, lists.LONGEST_TIME)
     longest_cursor = schemas.encode_cursor(Cursor(cursor.sorting, cursor.id, key))
     if len(url + longest_cursor) > MAX_URL:
         longest, _ = max(query, key=lambda pair: len(str(pair[1])))
