@@ -117,7 +117,13 @@ class Heartbeat(WorkerTmp):
 
 
 class Worker(ThreadWorker):
-    """A worker whose event loop holds every connection that no thread is handling."""
+    """A worker whose event loop holds every connection that no thread is handling.
+
+    For a request, the loop calls `enqueue_req`, `receive`, `proceed` and `submit`, a thread calls
+    `respond`, and the loop calls `finish`, then `send`, `linger`, `enqueue_req` or, to keep an idle
+    connection, Gunicorn's `finish_request`. The methods from `check_config` to `enqueue_req`, and
+    `murder_pending`, replace or extend Gunicorn's.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
