@@ -55,8 +55,9 @@ def fold_tags(tags: str) -> str:
 class Task(Model):
     """A row of the table. The primary key has the owner, whom every statement but a purge names.
 
-    Clients see the fields in this order, except HIDDEN ones. A new task has the default of a field
-    that the client omits, or null. A new field also needs a migration, and a field in `schemas.py`.
+    Clients see the fields in this order, except HIDDEN ones. A field that a client omits in a new
+    task gets its default, which is null unless it is given here. A new field also needs a
+    migration, and a field in `schemas.py`.
     """
 
     id = UUIDField()

@@ -1,4 +1,4 @@
-"""HTTP: parsing, conditions, errors, CORS and the documentation. Nothing here is about tasks."""
+"""HTTP: parsing, conditions, errors, CORS and the documentation. Only its texts mention tasks."""
 
 from web.application import Application
 from web.conditions import not_modified_if_known, sent_tags

@@ -20,7 +20,10 @@ REPLACEMENT = quote("\ufffd")  # Stands for what is not UTF-8.
 
 
 class Application(Flask):
-    """Flask that ignores a trailing slash and logs every request."""
+    """Flask that logs every request. It refuses what Werkzeug would misread and, in overload, all.
+
+    It ignores the host, a trailing slash, and repeated slashes at the start of the path.
+    """
 
     request_class = StrictRequest
 
