@@ -37,7 +37,8 @@ loglevel = settings.log_level
 # In seconds. Longer than in routers and proxies, which would send a request on a closed connection
 # and lose it: Heroku keeps one for 90, Caddy for 120, Google's load balancer for 600.
 keepalive = 620
-graceful_timeout = 9  # A request takes at most about 8 s, unless it waits for a key set, too.
+# In seconds. One until a thread has taken each request, and about 8 to handle it.
+graceful_timeout = 9
 # A heartbeat in a file on a slow disk can block the worker.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 http_parser = "python"  # The C parser takes folded headers and bare line feeds.

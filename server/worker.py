@@ -6,6 +6,7 @@ and a bounded amount of memory, but no thread.
 """
 
 import logging
+import math
 import re
 import signal
 import socket
@@ -33,8 +34,9 @@ from server.connection import Connection
 # of a response, and for it to close after the last response. While the worker stops, STOP_TIMEOUT_S
 # limits them.
 CLIENT_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 2.0
-# A request that no thread has taken for so long is a 503: its client may have given up.
-MAX_QUEUE_S = 8.0
+# A request that no thread has taken for so long is a 503: its client may have given up. The second
+# limit begins when the worker stops, or when the request arrives after that.
+MAX_QUEUE_S, STOP_QUEUE_S = 8.0, 1.0
 # A process was frozen if the event loop wakes this much later than it intended to, or if the
 # master, which asks for the heartbeats every second, has not asked for so long.
 MAX_PAUSE_S = 2.0
@@ -133,6 +135,7 @@ class Worker(ThreadWorker):
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
         self.waiting_bytes = 0
+        self.stopping_since = math.inf
         # /health has its own thread: platforms restart a service that answers it too late. Requests
         # for which no thread will be free soon have one, too: their 503 frees their connections.
         self.threads = ThreadPool(self.cfg.threads)
@@ -164,6 +167,7 @@ class Worker(ThreadWorker):
         """Close the listeners when the worker stops: a router can send a refused request again."""
         super().set_accept_enabled(enabled)
         if not (enabled or self.alive):
+            self.stopping_since = min(self.stopping_since, monotonic())
             while self.sockets:
                 listener = self.sockets.pop()
                 for _ in range(self.worker_connections - self.nr_conns):
@@ -247,7 +251,8 @@ class Worker(ThreadWorker):
 
     def respond(self, conn: Connection, arrived: float) -> None:
         """Handle a request in a thread, and give the connection back to the loop."""
-        conn.sock.is_refused |= monotonic() > arrived + MAX_QUEUE_S
+        latest = max(arrived, self.stopping_since) + STOP_QUEUE_S
+        conn.sock.is_refused |= monotonic() > min(arrived + MAX_QUEUE_S, latest)
         request: Any = None
         keeps = False
         try:

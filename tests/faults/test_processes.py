@@ -93,6 +93,21 @@ def test_a_request_that_takes_seconds_survives_a_stop(
     assert server.process.wait(10) == 0
 
 
+def test_a_stop_refuses_what_would_wait_too_long_for_a_thread(tmp_path: Path) -> None:
+    """Each request takes two seconds, on five threads: the last of 20 would end after eight."""
+    file = tmp_path / "tasks.db"
+    settings = {"DATABASE_URL": f"sqlite:///{file}", "THREADS": "5", "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, "--graceful-timeout", "4", app=HASTY, **settings) as server:
+        with closing(sqlite3.connect(file)) as writer, ThreadPoolExecutor(20) as pool:
+            writer.execute("BEGIN IMMEDIATE")
+            url, body = f"{server.url}/api/ann/tasks", {"title": "x"}
+            sent = [pool.submit(requests.post, url, json=body) for _ in range(20)]
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            assert {each.result().status_code for each in sent} == {503}
+        assert server.process.wait(10) == 0
+
+
 def test_a_second_ctrl_c_does_not_wait_for_requests(server: Server, network: Network) -> None:
     assert requests.get(f"{server.url}/ready").status_code == 200
     network.delay = 6.0
