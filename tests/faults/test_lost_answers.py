@@ -11,7 +11,7 @@ from uuid import uuid4
 import psycopg2
 import pytest
 from support.network import Network, eventually
-from support.server import Server, User, change_by_hand
+from support.server import Server, User, change_by_hand, changed_app
 
 from testbed.cluster import Cluster
 
@@ -361,15 +361,21 @@ def test_a_statement_that_arrives_after_its_own_retry_changes_nothing(
 
 
 def test_a_toggle_that_waits_for_a_lock_while_its_connection_is_cut(
-    server: Server, neighbor: Server, network: Network, database: str
+    tmp_path: Path, running_cluster: Cluster, neighbor: Server, network: Network, database: str
 ) -> None:
-    """Its attempts wait side by side with another toggle, and only the first changes the task."""
+    """Its attempts wait side by side with another toggle, and only the first changes the task.
+
+    As in PostgreSQL 13, where a statement whose client has left does not end.
+    """
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    app = changed_app(tmp_path, "import database.pool; database.pool.Connection.preamble = ''")
+    url = running_cluster.url(database.rpartition("/")[2], network.port)
 
     def wait_for(number: int) -> None:
         eventually(lambda: change_by_hand(database, waiting) == [(number,)], 2)
 
     with (
+        Server(tmp_path, app=app, DATABASE_URL=url) as server,
         User(server, f"ann-{uuid4()}") as user,
         User(neighbor, user.name) as other,
         ThreadPoolExecutor(2) as pool,
@@ -388,3 +394,4 @@ def test_a_toggle_that_waits_for_a_lock_while_its_connection_is_cut(
         connection.rollback()
         assert [answer.result().status_code for answer in answers] == [200, 200]
         assert user.tasks()[0]["completed"] is False
+        assert '"level":"error"' not in server.log_file.read_text()
