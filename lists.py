@@ -10,7 +10,7 @@ from peewee import SQL, Case, ColumnBase, Node, TextField, Tuple, Value, Window,
 
 import models
 from database import Parameter, request_deadline, sql, statement
-from models import DELETED_FIELDS, FIELDS, IS_OWNED, PUBLIC_COLUMNS, PUBLIC_FIELDS, Task
+from models import FIELDS, IS_OWNED, PUBLIC_COLUMNS, PUBLIC_FIELDS, TRASH_FIELDS, Task
 
 MAX_LIMIT = MAX_OFFSET = 10_000
 # The approximate size at which a page ends, and the number of tasks serialized in one call.
@@ -24,7 +24,7 @@ LONGEST_TASK_BYTES = 40_000
 SWITCH_S, SHORT_SWITCH_S = sys.getswitchinterval(), 0.001
 serialize_lock = threading.Lock()
 TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS if isinstance(FIELDS[name], TextField)]
-pair_names_and_deletion = partial(zip, DELETED_FIELDS)
+pair_names_and_deletion = partial(zip, TRASH_FIELDS)
 
 
 class Sorting(NamedTuple):
@@ -120,7 +120,7 @@ def select_page(
             return found.select(*PUBLIC_COLUMNS)
     # The outer query converts only the tasks of the page; PostgreSQL would convert all that it
     # sorts. The rows stay in order. A cursor needs the sort key.
-    found = found.select(*(FIELDS[name] for name in DELETED_FIELDS), key.alias("sort_key"))
+    found = found.select(*(FIELDS[name] for name in TRASH_FIELDS), key.alias("sort_key"))
     columns = [*PUBLIC_COLUMNS]
     if sort == "deleted":
         columns.append(models.as_public(Task.deleted_at))

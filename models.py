@@ -101,7 +101,7 @@ DERIVED: dict[str, tuple[str, Callable[[str], str]]] = {
 HIDDEN = {"deleted_at", "revision", "recent_writes", *DERIVED}
 SET_BY_SERVER = {"id", "user_id", "created_at", "updated_at", "completed_at"}
 PUBLIC_FIELDS = [name for name in FIELDS if name not in HIDDEN]
-DELETED_FIELDS = [*PUBLIC_FIELDS, "deleted_at"]
+TRASH_FIELDS = [*PUBLIC_FIELDS, "deleted_at"]
 # Pairs the columns of a row with their names. An argument `strict` would make it a third slower.
 pair_names = partial(zip, PUBLIC_FIELDS)
 # The fields that a client can set, with the values that a new task gets if they are omitted.
@@ -416,7 +416,7 @@ def forget(user_id: str) -> int:
     Tasks that the user creates meanwhile stay: otherwise, it might never end. Raises NotRemovable.
     """
     ((number, newest),) = send(select_count_and_newest, user_id=user_id)
-    for _ in remove_batches(True, user_id=user_id, newest=newest):
+    for _ in remove_batches(of_user=True, user_id=user_id, newest=newest):
         pass
     return int(number)
 
@@ -425,12 +425,12 @@ def purge(days: int) -> int:
     """Remove the tasks that have been in the trash for more than `days`. Returns their number."""
     total = 0
     with suppress(NotRemovable):  # Or another server has been faster each time.
-        for number in remove_batches(False, days=days):
+        for number in remove_batches(of_user=False, days=days):
             total += number
     return total
 
 
-def remove_batches(of_user: bool, **values: Any) -> Iterator[int]:
+def remove_batches(*, of_user: bool, **values: Any) -> Iterator[int]:
     """Remove tasks in batches, with pauses in which other statements run. Yields each number.
 
     An empty batch is not the last one: another server may have removed its tasks. Raises

@@ -239,7 +239,7 @@ def page_response(page: Page, schema: QuerySchema) -> Response:
     return not_modified_if_known(response)
 
 
-def if_match() -> list[str] | None:
+def if_match() -> models.Expected:
     """The revisions in If-Match, or None for any. An ETag of version 1.0 is a revision alone."""
     if request.headers.get("If-Match", "*") == "*":
         return None
@@ -260,7 +260,7 @@ def next_page_url(cursor: Cursor, schema: QuerySchema) -> str:
 
     Raises Invalid if the URL of this or a later page could be longer than the server accepts.
     """
-    query = [pair for pair in schema.pairs(request) if pair[0] not in {"cursor", "offset"}]
+    query = [pair for pair in schema.pairs() if pair[0] not in {"cursor", "offset"}]
     pairs = [*query, ("cursor", "")]
     url = f"{quote(request.path)}?{urlencode(pairs, doseq=True, quote_via=quote)}"
     # The cursor of a later page can be longer, and a walk must not end before its last page.

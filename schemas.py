@@ -219,13 +219,13 @@ class ReplayedTaskSchema(TaskSchema):
     deleted_at = ma.fields.AwareDateTime(metadata={"example": "2026-01-31T09:30:00.000000Z"})
 
     class Meta:
-        fields = models.DELETED_FIELDS
+        fields = models.TRASH_FIELDS
 
 
 class DeletedTaskSchema(ReplayedTaskSchema):
     """A task in the trash."""
 
-    required_fields = models.DELETED_FIELDS
+    required_fields = models.TRASH_FIELDS
 
 
 class TaskCompletionSchema(BodySchema):

@@ -85,7 +85,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def __init__(self, url: str, schema: str, threads: int) -> None:
         super().__init__(url, threads=threads)
         self.schema = schema
-        self.find_task = f"""SELECT to_regclass('"{schema}".task')"""
+        self.task_exists = f"""SELECT to_regclass('"{schema}".task')"""
         parameters = extensions.parse_dsn(url)
         self._hosts = Hosts(parameters)
         given = parameters.keys() | os.environ.keys()

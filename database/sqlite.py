@@ -1,4 +1,4 @@
-"""SQLite, for development and tests."""
+"""SQLite: one file, for development or for one machine."""
 
 import fcntl
 import json
@@ -34,7 +34,7 @@ FileIdentity = tuple[int, int] | None
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """Many readers at once, and one writer at a time."""
 
-    find_task = "SELECT count(*) FROM sqlite_master WHERE lower(name) = 'task'"
+    task_exists = "SELECT count(*) FROM sqlite_master WHERE lower(name) = 'task'"
     slot_wait_s = LOCK_TIMEOUT_S  # A busy file is never an outage: waiting helps.
 
     def __init__(self, file: str, threads: int) -> None:
@@ -76,8 +76,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         # SQLite itself waits for its lock by polling, and some writers would never get it.
-        writes = not sql.startswith("SELECT")
-        if writes and not self._write_lock.acquire(timeout=lock_wait_s()):
+        is_write = not sql.startswith("SELECT")
+        if is_write and not self._write_lock.acquire(timeout=lock_wait_s()):
             raise unavailable("the file is busy")
         try:
             if getattr(self._opened, "file", None) != self._file:
@@ -91,7 +91,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             with closing(connection.execute(sql, named)) as rows:
                 result = read(rows)
             self._check_file(self._opened.file)
-            if writes:
+            if is_write:
                 self._empty_long_log(connection)
             return result
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
@@ -101,7 +101,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 raise
             raise unavailable(error) from error
         finally:
-            if writes:
+            if is_write:
                 self._write_lock.release()
 
     def _empty_long_log(self, connection: sqlite3.Connection) -> None:

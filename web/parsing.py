@@ -44,8 +44,8 @@ class QuerySchema(ma.Schema):
     # The other name of a parameter, which counts if the parameter is absent or empty.
     aliases: ClassVar[Mapping[str, str]] = {}
 
-    def pairs(self, request: Request) -> list[tuple[str, Any]]:
-        """The parameters in the query that have effect, with a text or a list of texts each."""
+    def pairs(self) -> list[tuple[str, Any]]:
+        """The parameters of the request that have effect, with a text or a list of texts each."""
         return [*self._find_sent(query_values(request)).values()]
 
     def _find_sent(self, data: Mapping[str, list[str]]) -> dict[str, tuple[str, Any]]:
