@@ -175,6 +175,7 @@ def list_tasks(
         chunks, end = read_part(cursor, first_limit, MAX_PAGE_BYTES)
         room_left = MAX_PAGE_BYTES - sum(map(len, chunks))
         if end and first_limit < limit and room_left > 0:
+            # A measured statement has no offset: its sum would include the skipped tasks.
             if sorting.sort != "created" and not offset:
                 # A task that moves between two statements would be in both parts, or in neither.
                 chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)

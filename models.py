@@ -150,7 +150,7 @@ def to_task(row: tuple[Any, ...], pair: Any = pair_names) -> dict[str, Any]:
 
 
 def to_tags(text: str) -> list[Any]:
-    """Read the column of tags. What is no JSON array has no tags: another program wrote it."""
+    """Read the column of tags. Another program's text that is no JSON array means no tags."""
     try:
         tags = orjson.loads(text)
     except orjson.JSONDecodeError:

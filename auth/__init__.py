@@ -15,8 +15,8 @@ from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
 from auth.jwks import KeySet
 from settings import Settings
 
-# RFC 6750, section 2.1, and RFC 9110, section 11.1: the scheme in any case. With nothing behind it,
-# the token is missing.
+# RFC 6750, section 2.1, and RFC 9110, section 11.1: the scheme in any case. With nothing after it,
+# the token counts as missing.
 BEARER = re.compile(r"bearer\b(?!\Z)(?: +([\w.~+/=-]+)\Z)?", re.ASCII | re.IGNORECASE)
 MAX_NUMERIC_DATE = 253402300799  # The end of the year 9999, in seconds since 1970.
 MISSING = "The bearer token is missing: send the header Authorization: Bearer TOKEN."

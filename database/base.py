@@ -20,7 +20,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 REQUEST_TIMEOUT_S, SCHEMA_WAIT_S = 8.0, 4.0
 # After this time, a request starts a running upgrade again: its connection may be lost.
 UPGRADE_CHECK_S = 60.0
-# How many threads of a worker are always without a slot: they answer 503 while all are in use.
+# How many threads of a worker have no slot: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database cannot be reached. Nothing has changed. Try again soon."
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
@@ -55,7 +55,7 @@ class TaskDatabase(peewee.Database):
     # How long to wait for a slot while no other request releases one.
     slot_wait_s = 0.25
     # A query whose result is true if a table, a view or the like has the name `task`.
-    task_exists: str
+    table_query: str
     # Where the tables are; None where a database has no schemas.
     schema: str | None = None
 
@@ -142,7 +142,7 @@ class TaskDatabase(peewee.Database):
         return names
 
     def _has_table(self) -> bool:
-        return bool(self.execute_sql(self.task_exists).fetchone()[0])
+        return bool(self.execute_sql(self.table_query).fetchone()[0])
 
     def _runner(self) -> Runner:
         # The runner takes the path for a pattern, in which a [ means something else.

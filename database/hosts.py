@@ -11,7 +11,7 @@ from time import monotonic
 
 from database.base import in_background, time_left
 
-# How long a host that was silent is the last one to be tried.
+# How long a host that did not answer is tried last.
 SILENT_HOST_S = 20.0
 # A host as libpq's options name it.
 HOST_OPTIONS = ("host", "hostaddr", "port")

@@ -8,9 +8,9 @@ from psycopg2 import extensions
 
 # An idle connection is closed after one to two times this, except for the last one.
 MAX_IDLE_S = 60.0
-# PostgreSQL ends an idle connection to a vanished client within a minute. By default, Linux asks
-# after two hours. A statement whose client has left ends, too: a pooler could have begun it late.
-# Only PostgreSQL 14 and newer can tell, and some of them only on Linux.
+# PostgreSQL ends an idle connection to a vanished client within a minute; by default, Linux probes
+# after two hours. PostgreSQL 14 or newer, some versions only on Linux, also ends a statement whose
+# client has left: a pooler may have started it late.
 PREAMBLE = (
     "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; "
     "SELECT CASE WHEN current_setting('server_version_num')::int >= 140000 AND version() ~ 'linux'"
@@ -19,7 +19,7 @@ PREAMBLE = (
 
 
 class Connection(extensions.connection):
-    """A connection that knows what still has to precede its first statement."""
+    """A connection, with the settings that its next statement must send first."""
 
     preamble = PREAMBLE
 

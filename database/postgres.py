@@ -43,8 +43,8 @@ SCHEMA_LOCK = 0x7461736B
 # The longest wait for this lock, and the pause between two tries. PostgreSQL releases the lock of a
 # client that has been silent for LOST_CLIENT_S.
 LOCK_WAIT_S, LOCK_PAUSE_S, LOST_CLIENT_S = 30.0, 0.02, 60.0
-# How long a migration waits for a table, and the pause before the next try, of any server: while it
-# waits, every request waits behind it. After a second (deadlock_timeout), PostgreSQL cancels an
+# The longest wait of a migration for a table, since every request waits behind it, and the pause
+# before any server tries again. After a second (deadlock_timeout), PostgreSQL cancels an
 # autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
 # Where libpq looks for a client's certificate. If it may not look there, such as in root's home
@@ -85,7 +85,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
     def __init__(self, url: str, schema: str, threads: int) -> None:
         super().__init__(url, threads=threads)
         self.schema = schema
-        self.task_exists = f"""SELECT to_regclass('"{schema}".task')"""
+        self.table_query = f"""SELECT to_regclass('"{schema}".task')"""
         parameters = extensions.parse_dsn(url)
         self._hosts = Hosts(parameters)
         given = parameters.keys() | os.environ.keys()
@@ -206,8 +206,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 raise UnusableSchema(FOREIGN_NAME.format(one_line(original))) from error
             raise unavailable(error) from error
         finally:
-            # Close the connection that Peewee opened for this thread. Not between the two steps: a
-            # second one may not be allowed yet.
+            # Only here, not between the two steps: after a close, PostgreSQL may not allow another
+            # connection yet.
             self.dispose()
 
     def _await_lock(self) -> None:

@@ -34,7 +34,7 @@ FileIdentity = tuple[int, int] | None
 class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     """Many readers at once, and one writer at a time."""
 
-    task_exists = "SELECT count(*) FROM sqlite_master WHERE lower(name) = 'task'"
+    table_query = "SELECT count(*) FROM sqlite_master WHERE lower(name) = 'task'"
     slot_wait_s = LOCK_TIMEOUT_S  # A busy file is never an outage: waiting helps.
 
     def __init__(self, file: str, threads: int) -> None:

@@ -14,7 +14,7 @@ PRIVATE_HOST = re.compile(
     r"|(10\.\d+|192\.168|172\.(1[6-9]|2\d|3[01]))(\.\d+){2}"
 )
 HOST = r"([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?"  # Perhaps with a port.
-# Its path has no character of a placeholder (<your-domain>) or of a mistake.
+# Its path has no character that only a placeholder (<your-domain>) or a mistake would have.
 WEB_ADDRESS = re.compile(rf"https?://{HOST}([/?][!#-;=?-~]*)?", re.ASCII | re.IGNORECASE)
 ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{HOST}", re.ASCII)
 # The development servers of Next.js and Vite.

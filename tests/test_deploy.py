@@ -349,7 +349,7 @@ def test_render_starts_what_the_procfile_starts() -> None:
     assert RENDER_YAML["services"][0]["startCommand"] == PROCFILE["web"]
 
 
-def test_railway_and_fly_wait_for_the_longest_request(deployed: Deployed) -> None:
+def test_railway_and_fly_wait_for_the_end_of_a_stop(deployed: Deployed) -> None:
     seconds = int(deployed.configuration["graceful_timeout"])
     assert RAILWAY_JSON["deploy"]["drainingSeconds"] > seconds
     assert tomllib.loads(example("toml", "fly.toml"))["kill_timeout"] > seconds

@@ -25,9 +25,9 @@ DATE_OR_TIME = re.compile(
     r"(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)?)?",
     re.ASCII,
 )
-# The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month. Also
-# PCRE in Unicode mode, Go and Rust understand them. Only one part of a pattern can match a run of
-# spaces: otherwise, engines that backtrack would take minutes for some texts.
+# The rules of `to_word` and `DateOrTime` for clients, without the number of days in a month.
+# PCRE in Unicode mode, Go and Rust understand them, too. Only one part of a pattern can match a run
+# of spaces: otherwise, engines that backtrack would take minutes for some texts.
 SPACES = r"[\s\x1c-\x1f\x85]*"
 PRINTED = r"[^\s\x00-\x1f\x7f-\x9f]"
 WORD = rf"^{SPACES}({PRINTED}([^\x00-\x1f\x7f-\x9f]*{PRINTED})?{SPACES})?$"

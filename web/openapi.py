@@ -92,7 +92,7 @@ class Blueprint(flask_smorest.Blueprint):
             304: "If-None-Match" in headers,
             412: "If-Match" in headers,
             415: "requestBody" in doc,
-            422: 422 in doc["responses"],  # `arguments` has added it, by another name.
+            422: 422 in doc["responses"],  # `arguments` added it, under smorest's own name.
         }
         doc["security"] = [{"bearer": []}] if is_guarded else []
         statuses = {status for status, is_possible in possible.items() if is_possible}
