@@ -17,6 +17,7 @@ from support.commands import run_command
 from support.network import Network, eventually
 from support.server import Server, User, change_by_hand, fill, insert_by_hand
 
+import models
 from database import sqlite
 from testbed.cluster import PASSWORD
 
@@ -302,12 +303,17 @@ def test_forget_asks_and_removes_all_tasks_of_one_user(tmp_path: Path, database_
     assert titles(database_url) == [title for title in others if not title.startswith("bob:")]
 
 
-def test_forget_removes_many_tasks(tmp_path: Path, database_url: str) -> None:
+def test_forget_removes_more_batches_than_may_be_empty(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "MAX_BATCH", 10)
+    monkeypatch.setattr(models, "REMOVAL_PAUSE_S", 0.0)
+    number = 10 * (models.MAX_EMPTY_BATCHES + 1)
     insert_by_hand(database_url, "ann", "x")
-    fill(database_url, "ann", 21 * LIMIT)  # More batches than may be empty.
+    fill(database_url, "ann", number)
     insert_by_hand(database_url, "bob", "kept")
     result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
-    assert result.stdout == f"tasks removed: {21 * LIMIT + 1}\n"
+    assert result.stdout == f"tasks removed: {number + 1}\n"
     assert titles(database_url) == ["kept"]
 
 
@@ -454,14 +460,20 @@ def refuse_removals(database_url: str) -> None:
     change_by_hand(database_url, sql)
 
 
-def test_a_purge_ends_where_it_may_remove_nothing(tmp_path: Path, database_url: str) -> None:
+def test_a_purge_ends_where_it_may_remove_nothing(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "REMOVAL_PAUSE_S", 0.0)
     to_trash(database_url, "old", 31)
     refuse_removals(database_url)
     result = run_command(tmp_path, "purge", DATABASE_URL=database_url)
     assert (result.exit_code, result.stdout) == (0, "tasks removed: 0\n")
 
 
-def test_forget_fails_where_it_may_remove_nothing(tmp_path: Path, database_url: str) -> None:
+def test_forget_fails_where_it_may_remove_nothing(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "REMOVAL_PAUSE_S", 0.0)
     insert_by_hand(database_url, "ann", "kept")
     refuse_removals(database_url)
     result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
