@@ -200,7 +200,8 @@ def test_clears_on_connections_with_different_plans_all_succeed(
             folder = tmp_path / str(number)
             folder.mkdir()
             server = Server(folder, DATABASE_URL=f"{url}?options=-c%20{plan}")
-            users.append(User(stack.enter_context(server), "ann"))
+            user = User(stack.enter_context(server), "ann")
+            users.append(stack.enter_context(user))
         users[0].create(completed=True)
         fill(url, "ann", 3000)
         # The index has the reverse of the table's order.
@@ -309,7 +310,7 @@ def test_servers_that_start_together_make_one_schema(tmp_path: Path, own_url: st
             stack.enter_context(server)
             with User(server, "ann") as user:
                 user.create()
-        found = len(user.tasks())
+                found = len(user.tasks())
         print(f"\nsix servers together: all up, {found} of 6 creates found")
         assert found == 6
         assert [server.stop() for server in servers] == [0] * 6

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 from support.network import eventually
-from support.server import Server
+from support.server import Server, User
 from werkzeug.exceptions import ServiceUnavailable
 
 from auth import Unauthenticated, create_verifier, jwks
@@ -41,9 +41,8 @@ def issuer(old: Key) -> Iterator[Issuer]:
 
 def call(server: Server, key: Key, **headers: object) -> requests.Response:
     token = key.sign({"sub": "ann", "exp": int(time.time()) + 300}, **headers)
-    return requests.get(
-        f"{server.url}/api/ann/tasks", headers={"Authorization": f"Bearer {token}"}, timeout=10
-    )
+    with User(server, "ann") as ann:
+        return ann.get("/tasks", headers={"Authorization": f"Bearer {token}"})
 
 
 def is_fetching(keys: KeySet) -> bool:

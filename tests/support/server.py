@@ -21,6 +21,8 @@ from uuid import uuid4
 import psutil
 import psycopg2
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool
 
 from support.process import Forked
 
@@ -158,12 +160,33 @@ class Server:
             raise
 
 
+class Connections(HTTPAdapter):
+    """The connections to one server. `close` closes the idle ones; a later request opens another.
+
+    The adapter of requests keeps one open as long as its last response exists, and a server that
+    stops waits for it.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+        self.pool = HTTPConnectionPool(*server.address, maxsize=10)
+
+    def get_connection_with_tls_context(self, *_: object, **__: object) -> HTTPConnectionPool:
+        return self.pool
+
+    def close(self) -> None:
+        self.pool.close()
+        self.pool = HTTPConnectionPool(*self.server.address, maxsize=10)
+
+
 class User(requests.Session):
     """A user of the API: `user.post("/tasks", json=...)` goes to this user's own path."""
 
     def __init__(self, server: Server, name: str) -> None:
         super().__init__()
         self.trust_env = False
+        self.mount(server.url, Connections(server))
         self.server = server
         self.name = name
         self.base = f"{server.url}/api/{requests.utils.quote(name, safe='')}"
