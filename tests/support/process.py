@@ -15,9 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PACKAGES = [
-    *("apispec.ext.marshmallow", "click", "flask", "flask_smorest", "gunicorn.util"),
-    *("jwt", "cryptography.hazmat.primitives.asymmetric.ec", "http.client", "marshmallow"),
-    *("orjson", "peewee", "playhouse.migrations", "psycopg2", "webargs.flaskparser", "runpy"),
+    *("apispec.ext.marshmallow", "click", "dotenv", "flask", "flask_smorest", "flask_swagger_ui"),
+    *("gunicorn.arbiter", "gunicorn.http.wsgi", "gunicorn.http2.stream", "jwt", "logging.config"),
+    *("cryptography.hazmat.primitives.asymmetric.ec", "http.client", "marshmallow", "orjson"),
+    *("peewee", "playhouse.migrations", "psycopg2", "webargs.flaskparser", "runpy"),
 ]
 forkserver = get_context("forkserver")
 forkserver.set_forkserver_preload(PACKAGES)
