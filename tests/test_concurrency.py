@@ -253,45 +253,44 @@ def test_walks_under_writes_see_every_task_once(user: User) -> None:
 
 
 def test_a_crowd_loses_nothing(user: User) -> None:
-    """100 clients with tasks of their own, 20 requests each: what was acknowledged is there."""
+    """100 users, 20 requests each: what was acknowledged is there."""
 
-    def live(_: User, number: int) -> Counter[int]:
+    def live(client: User, number: int) -> Counter[int]:
+        client.base += f"-{number}"
         chance, seen = random.Random(number), Counter[int]()
         tasks: dict[str, dict[str, Any]] = {}
         gone: dict[str, dict[str, Any]] = {}
-        with User(user.server, f"{user.name}-{number}") as client:
-            for _turn in range(20):
-                task_id = chance.choice([*tasks, ""])
-                kind = chance.choice(KINDS)
-                if not task_id:
-                    answer = client.post("/tasks", json={"title": f"{chance.random()}"})
-                elif kind == "list":
-                    answer = client.get("/tasks", params={"limit": 5})
-                elif kind == "get":
-                    answer = client.get(f"/tasks/{task_id}")
-                    assert answer.json() == tasks[task_id]
-                elif kind == "flip":
-                    answer = client.patch(f"/tasks/{task_id}/complete")
-                    assert answer.json()["completed"] is not tasks[task_id]["completed"]
-                elif kind == "delete":
-                    answer = client.delete(f"/tasks/{task_id}")
-                    gone[task_id] = tasks.pop(task_id)
-                elif kind == "restore":
-                    task_id = chance.choice([*gone, task_id])
-                    answer = client.post(f"/tasks/{task_id}/restore")
-                    assert answer.json() == (gone.pop(task_id, None) or tasks[task_id])
-                else:
-                    body = {"description": f"{chance.random()}"}
-                    answer = client.request(kind, f"/tasks/{task_id}", json=body)
-                seen[answer.status_code] += 1
-                if ("title" in answer.text and kind != "list") or not task_id:
-                    tasks[answer.json()["id"]] = answer.json()
-            assert {task["id"]: task for task in client.tasks()} == tasks
-            trash = {task["id"]: task for task in client.trash()}
-            assert {
-                name: task | {"deleted_at": trash[name]["deleted_at"]}
-                for name, task in gone.items()
-            } == trash
+        for _turn in range(20):
+            task_id = chance.choice([*tasks, ""])
+            kind = chance.choice(KINDS)
+            if not task_id:
+                answer = client.post("/tasks", json={"title": f"{chance.random()}"})
+            elif kind == "list":
+                answer = client.get("/tasks", params={"limit": 5})
+            elif kind == "get":
+                answer = client.get(f"/tasks/{task_id}")
+                assert answer.json() == tasks[task_id]
+            elif kind == "flip":
+                answer = client.patch(f"/tasks/{task_id}/complete")
+                assert answer.json()["completed"] is not tasks[task_id]["completed"]
+            elif kind == "delete":
+                answer = client.delete(f"/tasks/{task_id}")
+                gone[task_id] = tasks.pop(task_id)
+            elif kind == "restore":
+                task_id = chance.choice([*gone, task_id])
+                answer = client.post(f"/tasks/{task_id}/restore")
+                assert answer.json() == (gone.pop(task_id, None) or tasks[task_id])
+            else:
+                body = {"description": f"{chance.random()}"}
+                answer = client.request(kind, f"/tasks/{task_id}", json=body)
+            seen[answer.status_code] += 1
+            if ("title" in answer.text and kind != "list") or not task_id:
+                tasks[answer.json()["id"]] = answer.json()
+        assert {task["id"]: task for task in client.tasks()} == tasks
+        trash = {task["id"]: task for task in client.trash()}
+        assert {
+            name: task | {"deleted_at": trash[name]["deleted_at"]} for name, task in gone.items()
+        } == trash
         return seen
 
     seen = sum(at_once(user, live, 100), Counter[int]())
