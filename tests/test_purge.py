@@ -18,16 +18,19 @@ from support.network import Network, eventually
 from support.server import Server, User, change_by_hand, fill, insert_by_hand
 
 import models
+from app import open_database
 from database import sqlite
+from settings import Settings
 from testbed.cluster import PASSWORD
 
 LIMIT = 1000  # The most tasks that one statement removes.
 
 
 @pytest.fixture
-def database_url(own_url: str, tmp_path: Path) -> str:
+def database_url(own_url: str) -> str:
     """It has the tables."""
-    assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
+    settings = Settings(own_url, "public", (), "CRITICAL", "", 0, 1, 5)
+    assert open_database(settings).migrate()
     return own_url
 
 

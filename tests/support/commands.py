@@ -10,6 +10,9 @@ from flask.cli import FlaskGroup
 from app import create_app
 from settings import read_settings
 
+# Each command has an application of its own.
+COMMANDS = FlaskGroup("flask", create_app=lambda: create_app(read_settings()), load_dotenv=False)
+
 
 def run_command(
     folder: Path, *arguments: str, input: str | None = None, **environment: str
@@ -18,8 +21,7 @@ def run_command(
 
     A `.env` is read by the application only.
     """
-    group = FlaskGroup("flask", create_app=lambda: create_app(read_settings()), load_dotenv=False)
     cleared = dict.fromkeys([*os.environ, "FLASK_RUN_FROM_CLI"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return CliRunner().invoke(group, arguments, input, env={**cleared, **environment})
+        return CliRunner().invoke(COMMANDS, arguments, input, env={**cleared, **environment})
