@@ -551,10 +551,9 @@ def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path
     assert [line[:3] for line in done.stdout.splitlines()] == ["200", "401", "200"]
 
 
-@pytest.mark.parametrize("name", ["a b", "[work]", "100%", "it's", "é用户"])
-def test_it_serves_from_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / name
-    folder.mkdir()
+def test_it_serves_from_a_folder_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a b [work]" / "100% it's" / "é用户"
+    folder.mkdir(parents=True)
     link_repository(folder)
     config = folder / "gunicorn.conf.py"
     with Server(folder, config=config, PYTHONPATH=str(folder)) as server:
