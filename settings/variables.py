@@ -52,9 +52,11 @@ class Variables:
         return strip(name, self._values.get(name, default))
 
     def texts(self, name: str, default: str = "") -> tuple[str, ...]:
-        """A comma-separated list."""
-        items = self.text(name, default).split(",")
-        return tuple(item.strip() for item in items if item.strip())
+        """A comma-separated list. Commas alone, such as "$A,$B" without values, are an error."""
+        text = self.text(name, default)
+        items = tuple(item.strip() for item in text.split(",") if item.strip())
+        check(name, items or not text, "at least one value, not only commas")
+        return items
 
     def export(self, prefix: str) -> None:
         """Copy what only the file has into the environment, from which libraries read it."""

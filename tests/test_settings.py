@@ -257,6 +257,7 @@ PRIVATE_HOSTS = [
         ("JWT_ISSUER", "https://issuer.example"),
         ("JWT_AUDIENCE", "api"),
         ("JWT_AUDIENCE", "'a','b'"),
+        *((name, value) for name in ("JWT_AUDIENCE", "CORS_ORIGINS") for value in (",", "' , '")),
         ("JWT_AUDIENCE", '["a", "b"]'),
         ("JWT_SECRET", "# the secret of 32 bytes or more, which signs tokens"),
         *(("TRASH_DAYS", days) for days in ("-1", "36501", "long", "1.5", "30d")),
