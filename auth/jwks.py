@@ -183,7 +183,7 @@ def read_keys(document: Any) -> Keys:
     if not keys:
         found = [member for member in members if isinstance(member, dict)]
         kinds = [[*map(member.get, ("kty", "crv", "alg", "use"))] for member in found]
-        raise NoUsableKey(f"no usable key, found {kinds}"[:300])
+        raise NoUsableKey(f"no usable key (RSA: of 2048 bits or more), found {kinds}"[:300])
     if len(keys) == 1:
         keys[None] = next(iter(keys.values()))
     else:
