@@ -217,9 +217,18 @@ def test_the_table_has_a_row_for_each_service() -> None:
     assert list(rows()) == list(SERVICES)
 
 
+@pytest.fixture(scope="module")
+def encryption_key() -> Key:
+    return Key("RS256", "e", use="enc", alg="RSA-OAEP")
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_token_is_accepted_with_the_settings_of_the_row(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: str
+    issuer: Issuer,
+    encryption_key: Key,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    service: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     algorithm, members, headers, claims, audience = SERVICES[service]
@@ -230,8 +239,7 @@ def test_a_token_is_accepted_with_the_settings_of_the_row(
     sign, secret = hs256, SECRET
     if algorithm != "HS256":
         key = Key(algorithm, "k", **members)
-        beside = Key("RS256", "e", use="enc", alg="RSA-OAEP"), Key(algorithm, "j", **members)
-        issuer.publish(*beside, key)
+        issuer.publish(encryption_key, Key(algorithm, "j", **members), key)
         sign, secret = key.sign, ""
     monkeypatch.setenv("JWT_SECRET", secret)
     settings = read_settings()
