@@ -23,7 +23,8 @@ LENGTH = re.compile(rb"0*(\d{1,9})")
 CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNORECASE)
 # If the head does not say where the body ends, the body counts as too large: no more is read.
 UNKNOWN_LENGTH = MAX_BODY + 1
-EXPECT = re.compile(rb"\r\nexpect:[^\r\n]*", re.IGNORECASE)
+# One with a control character stays: the parser refuses it.
+EXPECT = re.compile(rb"\r\nexpect:[\t -~\x80-\xff]*(?=\r\n)", re.IGNORECASE)
 # Bytes of a URL that its client should have escaped. curl sends a query as it was typed.
 UNESCAPED = re.compile(rb"[\x80-\xff]")
 EMPTY_LINES = re.compile(rb"(?:\r\n)+")

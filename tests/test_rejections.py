@@ -195,6 +195,8 @@ HTTP = {
     "a header without a colon": (call(b"GET", b"{tasks}", b"nope\r\n"), 400),
     "a space before the colon": (call(b"GET", b"{tasks}", b"X : y\r\n"), 400),
     "a NUL in a header": (call(b"GET", b"{tasks}", b"X: a\0b\r\n"), 400),
+    "a NUL in an expectation": (call(b"GET", b"{tasks}", b"Expect: 100-continue\0\r\n"), 400),
+    "a form feed in an expectation": (call(b"GET", b"{tasks}", b"Expect: a\f\r\n"), 400),
     "a folded header": (call(b"GET", b"{tasks}", b"X: a\r\n b\r\n"), 400),
     "a header over 32 KiB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 32_766)), 431),
     "headers without an end": (b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 600_000, 431),
