@@ -212,6 +212,14 @@ class TaskSchema(TaskUpdateSchema):
     class Meta:
         fields = models.PUBLIC_FIELDS
 
+    def on_bind_field(self, field_name: str, field_obj: ma.fields.Field[Any]) -> None:
+        """Drop the limits of texts that are sent: some clients count such texts differently."""
+        super().on_bind_field(field_name, field_obj)
+        field_obj.validators = []
+        field_obj.metadata = {
+            name: value for name, value in field_obj.metadata.items() if name != "pattern"
+        }
+
 
 class ReplayedTaskSchema(TaskSchema):
     """A task that was created before. It has `deleted_at` if it is in the trash."""

@@ -101,7 +101,7 @@ def test_a_title_of_white_space_is_blank_for_browsers_if_it_is_for_the_server(
     tools: Tools, document: Path, tmp_path: Path
 ) -> None:
     """The two languages differ in what white space is."""
-    pattern = json.loads(document.read_text())["components"]["schemas"]["Task"]["properties"][
+    pattern = json.loads(document.read_text())["components"]["schemas"]["TaskCreate"]["properties"][
         "title"
     ]["pattern"]
     spaces = [*(chr(n) for n in range(1, 0x3001) if chr(n).isspace()), "\ufeff", "\u200b"]
