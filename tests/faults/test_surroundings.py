@@ -451,7 +451,8 @@ def test_a_lost_connection_takes_the_idle_ones_with_it(
             assert network.connections > 4
             cluster.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                f" WHERE datname = '{database}' ORDER BY state_change DESC LIMIT 1"
+                f" WHERE datname = '{database}' AND backend_type = 'client backend'"
+                " ORDER BY state_change DESC LIMIT 1"
             )
             assert user.tasks() == []
             eventually(lambda: network.connections == 1, 1)
@@ -469,7 +470,8 @@ def test_connections_in_use_while_another_is_lost_are_closed_after_their_use(
             time.sleep(0.5)
             cluster.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                f" WHERE datname = '{database}' ORDER BY state_change DESC LIMIT 1"
+                f" WHERE datname = '{database}' AND backend_type = 'client backend'"
+                " ORDER BY state_change DESC LIMIT 1"
             )
             time.sleep(0.5)
         network.delay = 0.0
