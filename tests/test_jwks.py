@@ -42,7 +42,7 @@ def issuer(old: Key) -> Iterator[Issuer]:
 def call(server: Server, key: Key, **headers: object) -> requests.Response:
     token = key.sign({"sub": "ann", "exp": int(time.time()) + 300}, **headers)
     with User(server, "ann") as ann:
-        return ann.get("/tasks", headers={"Authorization": f"Bearer {token}"})
+        return ann.get("/tasks", headers={"Authorization": f"Bearer {token}"}, timeout=10)
 
 
 def is_fetching(keys: KeySet) -> bool:
