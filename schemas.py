@@ -213,7 +213,7 @@ class TaskSchema(TaskUpdateSchema):
         fields = models.PUBLIC_FIELDS
 
     def on_bind_field(self, field_name: str, field_obj: ma.fields.Field[Any]) -> None:
-        """Drop the limits of texts that are sent: some clients count such texts differently."""
+        """Drop the limits of texts: some clients count the characters of a response differently."""
         super().on_bind_field(field_name, field_obj)
         field_obj.validators = []
         field_obj.metadata = {

@@ -183,9 +183,8 @@ def test_a_set_without_a_usable_key_is_a_503_that_says_so(
     assert refusal.value.description == UNUSABLE
     (line,) = [record.getMessage() for record in caplog.records if record.name == "tasks.jwks"]
     found = [key.jwk.get(member) for member in ("kty", "crv", "alg", "use")]
-    assert f"no usable key (RSA: of 2048 bits or more), found [{found}]" in line.replace(
-        '"', "'"
-    ).replace("\\'", "'")
+    said = line.replace('"', "'").replace("\\'", "'")
+    assert f"no usable key (RSA: of 2048 bits or more), found [{found}]" in said
     issuer.say(b"<!doctype html>")
     with pytest.raises(ServiceUnavailable) as refusal:
         KeySet(issuer.url).find("1")

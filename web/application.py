@@ -20,7 +20,7 @@ REPLACEMENT = quote("\ufffd")  # Stands for what is not UTF-8.
 
 
 class Application(Flask):
-    """Flask that logs every request. It refuses what Werkzeug would misread and, in overload, all.
+    """Flask that logs every request, and refuses one that would be misread or has waited too long.
 
     It ignores the host, a trailing slash, and repeated slashes at the start of the path.
     """
