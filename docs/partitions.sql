@@ -7,7 +7,11 @@ BEGIN
     SELECT FROM pg_class
       WHERE oid = 'task'::regclass AND (relrowsecurity OR relhasrules OR relreplident <> 'd')
     UNION ALL
-    SELECT FROM pg_publication_rel WHERE prrelid = 'task'::regclass
+    -- Also a publication of all tables, or of all in a schema.
+    SELECT FROM pg_publication_tables
+      JOIN pg_namespace ON nspname = schemaname
+      JOIN pg_class ON relnamespace = pg_namespace.oid AND relname = tablename
+      WHERE pg_class.oid = 'task'::regclass
     UNION ALL
     SELECT FROM pg_trigger WHERE tgrelid = 'task'::regclass AND NOT tgisinternal
   ) THEN

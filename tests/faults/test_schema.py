@@ -468,6 +468,8 @@ def test_a_migration_does_not_wait_for_the_lock_for_ever(
         " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
         "CREATE RULE z AS ON DELETE TO task DO INSTEAD NOTHING",
         "CREATE PUBLICATION z FOR TABLE task",
+        "CREATE PUBLICATION z FOR ALL TABLES",
+        "CREATE PUBLICATION z FOR TABLES IN SCHEMA public",
         "ALTER TABLE task REPLICA IDENTITY FULL",
     ],
 )
