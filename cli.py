@@ -1,5 +1,6 @@
 """The commands of `flask --app app`."""
 
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -31,6 +32,12 @@ def add_commands(app: Flask, settings: Settings) -> None:
             )
         return user
 
+    def check_file() -> None:
+        """A missing file has no tasks to remove: the service's settings are somewhere else."""
+        file = settings.sqlite_file
+        if file and not os.path.exists(file):
+            raise click.ClickException(f"DATABASE_URL: the file {file} does not exist")
+
     @app.cli.command("token")
     @click.argument("user", callback=check_user)
     @click.option("--days", type=float, default=1.0, help="How long the token is valid.")
@@ -54,6 +61,7 @@ def add_commands(app: Flask, settings: Settings) -> None:
         """Remove what has been in the trash for more than TRASH_DAYS."""
         if not settings.trash_days:
             raise click.ClickException("TRASH_DAYS is 0, which keeps deleted tasks forever")
+        check_file()
         with database_errors():
             click.echo(f"tasks removed: {models.purge(settings.trash_days)}")
 
@@ -62,6 +70,7 @@ def add_commands(app: Flask, settings: Settings) -> None:
     @click.option("--yes", is_flag=True, help="Do not ask.")
     def forget(user: str, yes: bool) -> None:
         """Remove all tasks of USER for good, also those in the trash."""
+        check_file()
         if not yes:
             click.confirm(f"Remove all tasks of {user!r} for good?", abort=True)
         with database_errors():

@@ -430,8 +430,18 @@ def test_a_command_says_in_one_line_that_the_database_is_away(
 
 @pytest.mark.parametrize("arguments", [["purge"], ["forget", "ann", "--yes"]], ids=" ".join)
 def test_a_command_makes_the_tables_that_it_needs(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "tasks.db").touch()
     result = run_command(tmp_path, *arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "tasks removed: 0\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["purge"], ["forget", "ann"]], ids=" ".join)
+def test_a_command_that_removes_tasks_makes_no_file(tmp_path: Path, arguments: list[str]) -> None:
+    """In the service's folder, but without its settings, `forget` would report success."""
+    result = run_command(tmp_path, *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: DATABASE_URL: the file tasks.db does not exist\n"
+    assert not [*tmp_path.iterdir()]
 
 
 @on_postgres
