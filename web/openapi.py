@@ -31,7 +31,7 @@ REQUEST_HEADERS = {
     "If-None-Match": header("The ETag of your copy: 304 if it is still current."),
 }
 RESPONSE_HEADERS = {
-    "ETag": header("The version of the content, for If-Match and If-None-Match."),
+    "ETag": header("The version of the content, for If-None-Match; of a task, also for If-Match."),
     "Idempotent-Replayed": header("The key was used before: nothing was created.", enum=["true"]),
     "Link": header('The next page, if there is one: `<…>; rel="next"` (RFC 8288).'),
     "Location": header("The path of the new task."),
