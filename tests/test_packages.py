@@ -135,6 +135,14 @@ def test_a_mac_with_an_intel_processor_gets_a_wheel_of_cryptography() -> None:
     assert list(map(str, (each.specifier for each in chosen))) == ["==48.0.1"]
 
 
+def test_of_two_lines_for_a_package_the_last_is_for_a_server() -> None:
+    """Pipenv keeps only the last when it imports the file: Linux would have no cryptography."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    last = [Requirement(line) for line in lines if line.startswith("cryptography")][-1]
+    assert last.marker
+    assert last.marker.evaluate({"sys_platform": "linux", "platform_machine": "x86_64"})
+
+
 def normalized(name: str) -> str:
     """A package's name as registries compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
