@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 
 from app import start
 from database import UnusableSchema
@@ -66,11 +67,14 @@ def on_starting(server: Any) -> None:
 def spawn_worker(server: Any, spawn: Callable[[], object]) -> None:
     """Keep the master if the system has no process left for a worker: Gunicorn would end it.
 
-    The master tries again every second.
+    The master tries again every second. If the first worker lacks something else, such as a folder
+    for its heartbeat, the start stops: otherwise the port would be open, and nobody would answer.
     """
     try:
         spawn()
     except OSError as error:
+        if server.worker_age == 1 and not isinstance(error, BlockingIOError):
+            raise HaltServer(f"No worker can be started: {error.strerror or error}") from error
         server.log.warning("No worker can be started now: %s", error.strerror)
 
 

@@ -534,3 +534,11 @@ def test_an_option_that_would_not_work_stops_the_start(
     assert server.process.wait(10) != 0
     log = server.log_file.read_text()
     assert "not supported" in log and "Traceback" not in log and "sesame" not in log
+
+
+def test_a_server_that_can_never_start_a_worker_stops(tmp_path: Path) -> None:
+    """Nobody can create a file for the heartbeat there."""
+    server = Server(tmp_path, "--worker-tmp-dir", "/proc")
+    assert server.process.wait(10) == 1
+    log = server.log_file.read_text()
+    assert "No worker can be started: No such file or directory" in log and "Traceback" not in log
