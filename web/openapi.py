@@ -119,13 +119,13 @@ class Docstrings(BasePlugin):
 class Api(flask_smorest.Api):
     """Returns and documents every error as a problem document."""
 
-    ERROR_SCHEMA = problems.ProblemSchema
     DEFAULT_ERROR_RESPONSE_NAME = None
 
     def __init__(self, app: Flask) -> None:
         super().__init__(app, spec_kwargs={"extra_plugins": [Docstrings()]})
         app.register_error_handler(MemoryError, problems.out_of_memory)
         components, details = self.spec.components, problems.DETAILS.copy()
+        components.schemas.clear()  # Smorest's own errors and pages are not ours.
         if app.extensions["auth"]:
             scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
             scheme["description"] = "A JWT whose `sub` is the `user_id` in the path."
@@ -148,6 +148,3 @@ class Api(flask_smorest.Api):
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         return problems.to_response(error)
-
-    def _register_pagination_header(self) -> None:
-        """Do nothing: pages have the header Link."""

@@ -43,7 +43,6 @@ class Blueprint(flask.Blueprint):
     def doc(self, **parts: Any) -> Decorator[Any]: ...
 
 class Api:
-    ERROR_SCHEMA: type[Schema]
     DEFAULT_ERROR_RESPONSE_NAME: str | None
     spec: APISpec
 
