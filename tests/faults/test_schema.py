@@ -362,6 +362,14 @@ def test_a_table_task_of_somebody_else_stops_the_start(
     )
 
 
+@pytest.mark.parametrize("own_url", ["sqlite"], indirect=True)
+def test_a_table_task_in_another_case_stays_as_it_was(tmp_path: Path, own_url: str) -> None:
+    """To SQLite, `Task` and `task` are one name."""
+    change_by_hand(own_url, "CREATE TABLE Task (id integer)")
+    assert "table `task`" in refusal(Server(tmp_path, DATABASE_URL=own_url))
+    assert change_by_hand(own_url, "SELECT name FROM sqlite_master") == [("Task",)]
+
+
 def test_the_indexes_of_a_kept_copy_stop_the_start(tmp_path: Path, own_url: str) -> None:
     assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
     change_by_hand(own_url, "ALTER TABLE task RENAME TO task_old")
