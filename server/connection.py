@@ -13,8 +13,6 @@ from settings import MAX_BODY
 
 # The most that is searched again for the end of a chunk's first line, and of the trailers.
 MAX_CHUNK_LINE, MAX_TRAILERS = 4 * 1024, 32 * 1024
-# The buffers that are sent in one call.
-SEND_BUFFERS = 100
 
 # The fields that say where a request ends, and whether the client waits to be told to go on.
 FRAMING = (b"content-length", b"transfer-encoding", b"expect")
@@ -48,20 +46,16 @@ class ClientSocket(socket.socket):
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
-        self.unsent: list[Any] = []
+        self.unsent = bytearray()
 
     def sendall(self, data: Any, _flags: int = 0) -> None:
-        self.unsent.append(data)
+        self.unsent += data
 
     def flush(self) -> bool:
         """Send what fits into the kernel's buffer. Returns False if the connection is lost."""
         try:
             while self.unsent:
-                sent = self.sendmsg(self.unsent[:SEND_BUFFERS])
-                while self.unsent and sent >= len(self.unsent[0]):
-                    sent -= len(self.unsent.pop(0))
-                if sent:
-                    self.unsent[0] = memoryview(self.unsent[0])[sent:]
+                del self.unsent[: self.send(self.unsent)]
         except BlockingIOError:
             return True
         except OSError:  # The client left, or Gunicorn closed the socket after half a response.
@@ -101,8 +95,7 @@ class Connection(TConn):
     @property
     def size(self) -> int:
         """The number of bytes that wait."""
-        arrived = len(self.head) + len(self.body) + len(self.received)
-        return arrived + sum(map(len, self.sock.unsent))
+        return len(self.head) + len(self.body) + len(self.received) + len(self.sock.unsent)
 
     def read_request(self) -> bool:
         """Read what has been received. Returns whether a thread can handle the request.

@@ -271,8 +271,7 @@ class Worker(ThreadWorker):
                 problem = LimitRequestHeaders("the head is too long") if is_long else error
                 self.handle_error(request, conn.sock, conn.client, problem)
                 # Gunicorn writes its page with textwrap.dedent(), which Python 3.14 has changed.
-                page = b"".join(conn.sock.unsent)
-                conn.sock.unsent = [page.replace(b"\r\n\n", b"\r\n\r\n", 1)]
+                conn.sock.unsent = conn.sock.unsent.replace(b"\r\n\n", b"\r\n\r\n", 1)
         finally:
             keeps = conn.sock.flush() and keeps
             self.method_queue.defer(self.finish, conn, keeps)
