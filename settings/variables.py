@@ -106,7 +106,7 @@ def read_env_file(file: Path) -> dict[str, str]:
         number = content.count(b"\n", 0, error.start) + 1
         raise InvalidSetting(f"{file}, line {number}: expected text in UTF-8") from error
     variables = {}
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             name, value, *_ = next(parse_stream(io.StringIO(line)))
             if name is None or value is None or not VARIABLE_NAME.fullmatch(name):
