@@ -62,17 +62,21 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         if file:
             self._check_file(file)
         else:  # While a thread migrates, `_file` is not known.
-            file = file_identity(self.database)
+            file = self._find_file()
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
         self._wal = file_identity(f"{self.database}-wal")
         self._opened.file = file
         return connected
 
+    def _find_file(self) -> FileIdentity:
+        """The database's file. One that was emptied is gone: SQLite would drop its log."""
+        return file_identity(self.database, min_bytes=1)
+
     def _check_file(self, file: FileIdentity) -> None:
-        """Raise OperationalError if `file` was removed or replaced."""
-        if file_identity(self.database) != file:
-            raise sqlite3.OperationalError("the file was removed or replaced")
+        """Raise OperationalError if `file` was removed, replaced or emptied."""
+        if self._find_file() != file:
+            raise sqlite3.OperationalError("the file was removed, replaced or emptied")
 
     def _send(self, sql: str, values: Mapping[str, Any], read: Read, retry: str) -> Any:
         # SQLite itself waits for its lock by polling, and some writers would never get it.
@@ -125,7 +129,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 self._keep_old_wal()
                 self._file = None
                 self.execute_sql("PRAGMA journal_mode = WAL")
-                self._file = file_identity(self.database)
+                self._file = self._find_file()
                 yield
         except (OSError, peewee.DatabaseError) as error:
             original = getattr(error, "orig", error)
@@ -140,7 +144,9 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
         SQLite would delete it, or write it into the new file.
         """
-        wal, file = Path(f"{self.database}-wal"), file_identity(self.database)
+        wal, file = Path(f"{self.database}-wal"), self._find_file()
+        if self._file and file is None:  # If it was emptied, the other processes must notice.
+            Path(self.database).resolve().unlink(missing_ok=True)
         is_old_wal = file_identity(str(wal)) in {None, self._wal}
         was_replaced = self._file not in {None, file} and is_old_wal
         if file is None or was_replaced:
@@ -169,13 +175,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def file_identity(file: str) -> FileIdentity:
-    """The identity of `file`: a new file of the same name has another one."""
+def file_identity(file: str, min_bytes: int = 0) -> FileIdentity:
+    """The identity of `file`, if it has `min_bytes`: a new file of the same name has another."""
     try:
         found = os.stat(file)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino) if found.st_size >= min_bytes else None
 
 
 def rfc3339(moment: datetime) -> str:

@@ -140,7 +140,9 @@ def test_the_schema_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
         user.create()
 
 
-@pytest.mark.parametrize("how", ["removed", "removed with its log", "replaced", "folder removed"])
+@pytest.mark.parametrize(
+    "how", ["removed", "removed with its log", "replaced", "emptied", "folder removed"]
+)
 def test_no_write_is_acknowledged_into_a_file_that_is_gone(tmp_path: Path, how: str) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -159,6 +161,8 @@ def test_no_write_is_acknowledged_into_a_file_that_is_gone(tmp_path: Path, how: 
                 backup.rename(file)
             elif how == "removed":
                 file.unlink()
+            elif how == "emptied":
+                os.truncate(file, 0)
             else:
                 for part in folder.iterdir():
                     part.unlink()
@@ -278,7 +282,7 @@ def test_who_reads_does_not_notice_a_full_disk(tmp_path: Path, small_disk: Path)
         with ThreadPoolExecutor(16) as clients:
             list(clients.map(use, range(16)))
     assert set(statuses) == {200}
-    assert "removed or replaced" not in server.log_file.read_text()
+    assert "removed, replaced or emptied" not in server.log_file.read_text()
 
 
 @pytest.mark.slow
