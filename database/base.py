@@ -115,6 +115,9 @@ class TaskDatabase(peewee.Database):
             if not self._is_upgrading:
                 raise unavailable("no response in time") from error
             raise unavailable("the schema is being upgraded", UPGRADING) from error
+        except ServiceUnavailable as error:  # Its reason is in the log, but without this request.
+            cause = error.__cause__ or error
+            raise unavailable(cause, str(error.description)) from cause
         except OSError as error:
             raise unavailable(error) from error
 

@@ -127,12 +127,15 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         is_write = not sql.startswith("SELECT")
         is_lost_write = was_refused = False
         failure: Exception | None = None
+        refusal: Exception | None = None
         for _ in attempts():
             pool = self._pool
             try:
                 connection = pool.pop() or self._connect()
             except DRIVER_ERRORS as error:
-                failure = error
+                if refusal is None or not isinstance(error, TimeoutError):
+                    refusal = error  # The last attempt may have no time to learn the reason.
+                failure = refusal
                 self.slot_wait_s = 0.0  # In an outage, no request waits for a slot.
                 continue
             if time_left() <= MARGIN_S:  # The process was suspended.

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import randrange
@@ -395,6 +395,59 @@ def test_the_log_says_what_cannot_be_connected_to(tmp_path: Path, at: str, reaso
             assert requests.get(f"{server.url}/ready").status_code == 503
     quiet(server)
     assert reason in server.log_file.read_text()
+
+
+@contextmanager
+def refusing(reason: str, after_s: float) -> Iterator[int]:
+    """The port of a server that refuses each connection, as far away as Neon's proxy may be."""
+
+    def refuse(client: socket.socket) -> None:
+        with client, suppress(OSError):
+            client.recv(1000)
+            time.sleep(after_s)
+            fields = f"SERROR\0CXX000\0M{reason}\0\0".encode()
+            client.sendall(b"E" + struct.pack("!I", 4 + len(fields)) + fields)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=refuse, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_log_has_the_reason_also_if_the_last_attempt_had_no_time(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    url = f"{cluster.url(database, network.port)}?sslmode=disable"
+    options = {"DATABASE_URL": url, "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, app=HASTY, **options) as server, User(server, "ann") as ann:
+        ann.create()
+        refusal = refusing("Your project has exceeded the compute time quota.", 0.2)
+        with refusal as network.upstream, ThreadPoolExecutor(10) as pool:
+            network.cut()
+            answers = list(pool.map(lambda _: ann.get("/tasks").status_code, range(10)))
+    assert answers == [503] * 10
+    reasons = [line["message"] for line in server.log() if "unavailable" in line["message"]]
+    assert len(reasons) >= 10  # The purge may have met it, too.
+    assert all("compute time quota" in reason for reason in reasons)
+
+
+def test_the_log_has_the_reason_of_each_503_also_while_the_schema_is_not_known(
+    tmp_path: Path,
+) -> None:
+    with refusing("Your project has exceeded the compute time quota.", 0.1) as port:
+        url = f"postgresql://ann:secret@127.0.0.1:{port}/tasks?sslmode=disable"
+        server = Server(tmp_path, app=HASTY, DATABASE_URL=url)
+        with server, User(server, "ann") as ann, ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: ann.get("/tasks"), range(8)))
+    assert [answer.status_code for answer in answers] == [503] * 8
+    reasons = [line for line in server.log() if "compute time quota" in line["message"]]
+    ids = {answer.headers["X-Request-ID"] for answer in answers}
+    assert ids <= {line.get("request_id") for line in reasons}
 
 
 @pytest.mark.parametrize("change", ["ADD org int NOT NULL", "ADD CHECK (title = 'x')"])
