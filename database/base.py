@@ -155,7 +155,7 @@ class TaskDatabase(peewee.Database):
         """Whether each migration is applied. Raises UnusableSchema."""
         runner = self._runner()
         columns = self.get_columns(runner.table_name, self.schema)
-        if columns and "name" not in {column.name for column in columns}:
+        if columns and not {"name", "applied"} <= {column.name for column in columns}:
             raise UnusableSchema(FOREIGN_TABLE.format(runner.table_name))
         # Peewee's runner also lists what other programs have applied, without a path.
         ours = [each for each in runner.status() if each.path]

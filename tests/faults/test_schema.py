@@ -401,10 +401,11 @@ def test_a_name_that_somebody_else_uses_stops_the_start(
     assert "expected another database" in line
 
 
+@pytest.mark.parametrize("columns", ["version varchar(14) PRIMARY KEY", "name text, run_on text"])
 def test_a_table_of_migrations_of_somebody_else_stops_the_start(
-    tmp_path: Path, own_url: str
+    tmp_path: Path, own_url: str, columns: str
 ) -> None:
-    change_by_hand(own_url, "CREATE TABLE schema_migration (version varchar(14) PRIMARY KEY)")
+    change_by_hand(own_url, f"CREATE TABLE schema_migration ({columns})")
     line = refusal(Server(tmp_path, DATABASE_URL=own_url))
     assert "table `schema_migration` of another program" in line
     result = run_command(tmp_path, "migrate", DATABASE_URL=own_url)
