@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 from support.commands import run_command
 from support.network import Network, eventually
-from support.server import Server, User, change_by_hand, fill, insert_by_hand
+from support.server import Server, User, change_by_hand, changed_app, fill, insert_by_hand
 
 import models
 from app import open_database
@@ -24,6 +24,17 @@ from settings import Settings
 from testbed.cluster import PASSWORD
 
 LIMIT = 1000  # The most tasks that one statement removes.
+# A change for `changed_app`: every pause of the purging thread is in the log, and short.
+SHORT_PAUSES = """
+import app
+from time import sleep
+
+def pause(seconds):
+    app.log.info("pausing for %d seconds", seconds)
+    sleep(0.1)
+
+app.sleep = pause
+"""
 
 
 @pytest.fixture
@@ -56,6 +67,12 @@ def purged(server: Server) -> int:
     """How many tasks the processes of a server say that they have purged."""
     said = (re.fullmatch(r"purged (\d+) tasks from the trash", m["message"]) for m in server.log())
     return sum(int(match[1]) for match in said if match)
+
+
+def pauses(server: Server) -> set[str]:
+    """The different pauses after a purge, in seconds, as SHORT_PAUSES logs them."""
+    said = (re.fullmatch(r"pausing for (\d+) seconds", m["message"]) for m in server.log())
+    return {match[1] for match in said if match}
 
 
 def fill_trash(database_url: str, number: int) -> None:
@@ -116,6 +133,14 @@ def test_a_server_purges_at_its_start_what_is_old(
         eventually(lambda: titles(database_url) == kept, 10)
         eventually(lambda: purged(server) == 5 - len(kept), 10)
     assert titles(database_url) == kept
+
+
+def test_a_running_server_purges_every_day(tmp_path: Path, database_url: str) -> None:
+    app = changed_app(tmp_path, SHORT_PAUSES)
+    with Server(tmp_path, app=app, DATABASE_URL=database_url) as server:
+        eventually(lambda: pauses(server) == {"86400"}, 5)
+        to_trash(database_url, "old", 31)
+        eventually(lambda: titles(database_url) == [], 5)
 
 
 def test_a_task_in_the_trash_that_version_1_0_has_changed_is_kept(
@@ -529,10 +554,17 @@ def test_a_purge_that_fails_is_logged_and_is_not_the_end(tmp_path: Path, databas
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith("Error: the database refused: update or delete on table")
         assert result.stderr.count("\n") == 1
-    with Server(tmp_path, DATABASE_URL=database_url) as server, User(server, "ann") as user:
-        user.create()
+    app = changed_app(tmp_path, SHORT_PAUSES)
+    with (
+        Server(tmp_path, app=app, DATABASE_URL=database_url) as server,
+        User(server, "ann") as user,
+    ):
+        task = user.create()
         messages = "the trash could not be purged"
         eventually(lambda: messages in {line["message"] for line in server.log()}, 5)
+        eventually(lambda: pauses(server) == {"3600"}, 5)
+        change_by_hand(database_url, "DROP TABLE note")
+        eventually(lambda: titles(database_url) == [task["title"]], 5)
     assert all("Traceback" not in line["message"] for line in server.log())
 
 
