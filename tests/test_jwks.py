@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -210,14 +211,17 @@ def test_a_fetch_that_ends_right_after_the_wait_signs_nobody_out(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its keys came after the look for them, and before the look whether it still ran."""
-    get = KeySet._get
+    get, download, looked = KeySet._get, jwks.download, threading.Event()
 
     def get_before_the_end(keys: KeySet, kid: str) -> object:
         found = get(keys, kid)
         if keys._fetching.ident:
+            looked.set()
             keys._fetching.join()
         return found
 
+    # Otherwise, it could end before the look whether it still runs.
+    monkeypatch.setattr(jwks, "download", lambda url: looked.wait(5) and download(url))
     monkeypatch.setattr(KeySet, "_get", get_before_the_end)
     monkeypatch.setattr(KeySet, "_wait_for", lambda *_: None)
     with pytest.raises(ServiceUnavailable):
