@@ -243,8 +243,27 @@ def check(service: Service, instance: Instance, database: Database) -> None:
 
 
 def check_floor(floor: Instance, ours: Instance) -> None:
-    """The bare statement's route answers what this service does."""
-    (first, *_) = tasks = requests.get(f"{ours.url}/api/b1/tasks", timeout=10).json()
-    for path, expected in (("", tasks), (f"/{first['id']}", first)):
-        answer = requests.get(f"{floor.url}/api/b1/tasks{path}", timeout=10)
-        assert answer.json() == expected, answer.text
+    """The bare statements' routes answer what this service does, and write what it reads."""
+
+    def send(to: Instance, method: str, path: str = "", body: Any = None, user: str = "b1") -> Any:
+        url = f"{to.url}/api/{user}/tasks{path}"
+        answer = requests.request(method, url, json=body, timeout=10)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    (first, *_) = tasks = send(ours, "GET")
+    assert send(floor, "GET") == tasks
+    assert send(floor, "GET", f"/{first['id']}") == first
+    created = send(floor, "POST", body=TEXT | SORTABLE, user="n1")
+    path = f"/{created['id']}"
+    for method, at, body in (("PUT", path, TEXT | SORTABLE), ("PATCH", f"{path}/complete", None)):
+        assert send(ours, "GET", path, user="n1") == created
+        written = send(floor, method, at, body, user="n1")
+        assert written["updated_at"] > created["updated_at"]
+        created = written
+    assert created["completed"] and created["completed_at"] == created["updated_at"]
+    assert send(ours, "GET", path, user="n1") == created
+    message = send(floor, "DELETE", path, user="n1")
+    other = send(ours, "POST", body=TEXT, user="n1")
+    assert message == send(ours, "DELETE", f"/{other['id']}", user="n1")
+    assert send(ours, "GET", user="n1") == []

@@ -100,7 +100,7 @@ ONE_STATEMENT = Service(
     "one statement",
     (PYTHON, *GUNICORN, "floor:one_statement"),
     table="task",
-    operations=("get", "list 100"),
+    operations=("get", "list 100", "create", "update", "flip", "delete"),
 )
 BARE = Service("bare route", (PYTHON, *GUNICORN, "floor:bare"), table="task", operations=("get",))
 PYTHON_PEERS = (FASTAPI, LITESTAR, NINJA, DJANGO, FLASK)
