@@ -13,7 +13,7 @@ from statistics import median
 import requests
 
 from bench.data import QUERIES, Database
-from bench.load import Figures, measure, open_connections
+from bench.load import Figures, measure, open_connections, rotate
 from bench.run import cluster, print_machine, print_table, progress, save
 from bench.services import OURS, Instance, serving
 from testbed.cluster import Cluster
@@ -160,7 +160,8 @@ def grow_table(made: Cluster, sizes: list[int], options: argparse.Namespace) -> 
     lines = {size: reads(database, size) for size, database in databases.items()}
     results: Results = defaultdict(lambda: defaultdict(list))
     for turn in range(options.rounds):
-        for size, database in databases.items():
+        for size in rotate(sizes, turn):
+            database = databases[size]
             with serving(OURS, database.url) as instance:
                 open_connections(instance, lines[size]["get"])
                 for operation, each in lines[size].items():
@@ -186,10 +187,11 @@ def grow_lists(made: Cluster, others: int, options: argparse.Namespace) -> dict[
         open_connections(instance, ["GET /api/own2/tasks -"])
         for title, operations in work.items():
             results = found[title] = defaultdict(lambda: defaultdict(list))
-            for _ in range(options.rounds):
+            for turn in range(options.rounds):
                 for operation, columns in operations.items():
-                    for column, each in columns.items():
-                        figures = measure(instance, database, each, options.seconds, CONNECTIONS)
+                    for column in rotate([*columns], turn):
+                        lines = columns[column]
+                        figures = measure(instance, database, lines, options.seconds, CONNECTIONS)
                         results[operation][column].append(figures)
             progress(title)
     return found

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -133,6 +134,12 @@ def wrk(
     if not may_fail and ("Non-2xx" in result or "Socket errors" in result):
         raise RuntimeError(f"{instance.name}: {lines[0]}\n{result}")
     return result
+
+
+def rotate(turns: list[Any], number: int) -> list[Any]:
+    """The same turns, of which another one is the first in each round: what drifts meets all."""
+    first = number % len(turns)
+    return turns[first:] + turns[:first]
 
 
 def own_children() -> float:

@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 
 from bench.conformance import check, check_floor
 from bench.data import OPERATIONS, READS, TABLES, TASKS_PER_SECOND, Database
-from bench.load import Figures, measure, memory, open_connections, warm_up
+from bench.load import Figures, measure, memory, open_connections, rotate, warm_up
 from bench.services import (
     ALL,
     BARE,
@@ -101,8 +101,7 @@ def take_turns(
         for service, instance in running:
             open_connections(instance, work(service)["get"])
         for turn in range(options.rounds):
-            first = turn % len(running)
-            order = running[first:] + running[:first]
+            order = rotate(running, turn)
             for table in TABLES:
                 database.restore(table, doomed)
             for operation in operations:
