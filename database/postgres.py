@@ -60,9 +60,11 @@ MAYBE_CHANGED = (
 )
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
-# The statement itself is wrong, unless the database's user may not send it.
+# The statement itself is wrong, unless a new attempt may succeed: the database's user may have the
+# right by then, and REINDEX CONCURRENTLY lets one of two creates of a task fail.
+# https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
 STATEMENT_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.ProgrammingError)
-MISSING_RIGHT = "42501"
+MAY_PASS = {"42501", "23505"}
 # Another program, or a copy of the table, uses a name that a migration needs.
 NAME_ERRORS = (
     errors.DuplicateObject,
@@ -161,7 +163,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 elif isinstance(error, errors.QueryCanceled):
                     pool.push(connection)
                     break
-                elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
+                elif isinstance(error, STATEMENT_ERRORS) and error.pgcode not in MAY_PASS:
                     pool.push(connection)
                     # Further lines can have the row, which must not get into the log.
                     raise type(error)(one_line(error)) from None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -599,6 +600,40 @@ def test_a_table_that_is_being_restored_is_a_503(
         cluster.execute("ALTER TABLE task ADD PRIMARY KEY (user_id, id)", database)
         user.create()
         assert len(user.tasks()) == 2 and user.task(task["id"]) == task
+    quiet(server)
+
+
+def test_repeats_of_creates_while_the_primary_key_is_indexed_again(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """An open transaction keeps two indexes, of which ON CONFLICT regards only one."""
+    phase = "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE '%marking dead'"
+    url = cluster.url(database)
+    with (
+        Server(tmp_path, DATABASE_URL=url) as server,
+        User(server, "ann") as user,
+        ThreadPoolExecutor(5) as threads,
+        closing(psycopg2.connect(url)) as reader,
+    ):
+
+        def create(number: int) -> int:
+            key = {"Idempotency-Key": str(number)}
+            body = {"title": str(number)}
+            return requests.post(f"{user.base}/tasks", json=body, headers=key).status_code
+
+        user.create()
+        reader.cursor().execute("SELECT FROM task")
+        reindex = "REINDEX INDEX CONCURRENTLY task_pkey"
+        indexing = threads.submit(cluster.execute, reindex, database)
+        try:
+            eventually(lambda: cluster.execute(phase, database) == [(1,)], 10)
+            statuses = Counter(threads.map(create, [n // 4 for n in range(800)]))
+        finally:
+            reader.rollback()
+        indexing.result()
+        print(f"\n200 creates, each sent four times, beside REINDEX CONCURRENTLY: {dict(statuses)}")
+        assert statuses == {201: 200, 200: 600}
+        assert len(user.tasks()) == 201
     quiet(server)
 
 
