@@ -85,6 +85,7 @@ class Connection(TConn):
 
     def reset(self) -> None:
         """Forget the last request. `received` may have a part of the next one."""
+        self.parser.mesg = None  # An idle connection would keep its headers and its body.
         self.head = b""
         self.body = bytearray()
         self.sock.is_partial, self.sock.is_refused = True, False

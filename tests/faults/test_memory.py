@@ -4,8 +4,10 @@ import http.client
 import itertools
 import json
 import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
@@ -161,3 +163,27 @@ def test_four_lists_of_10000_long_tasks_at_once(tmp_path: Path, own_url: str, te
     print(f", {idle:.0f} MB before, {peak:.0f} MB at most")
     assert max(sizes) <= MOST_PAGE_BYTES
     assert peak <= MOST_MB
+
+
+@pytest.mark.parametrize("kind", ["head", "body"])
+def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Path, kind: str) -> None:
+    fields = "".join(f"X-{n}: {'x' * 32_000}\r\n" for n in range(95)) if kind == "head" else ""
+    body = json.dumps({"title": "x"}).ljust(131_000 if kind == "body" else 0)
+    head = "POST /api/ann/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    request = f"{head}{fields}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    number = 60 if kind == "head" else 500
+    with Server(tmp_path, WEB_CONCURRENCY="1") as server, ExitStack() as kept:
+        (worker,) = psutil.Process(server.process.pid).children()
+
+        def send() -> None:
+            connection = kept.enter_context(socket.create_connection(server.address, timeout=5))
+            connection.sendall(request)
+            assert b" 201 " in connection.recv(65536)
+
+        send()
+        before = worker.memory_info().rss / 2**20
+        for _ in range(number):
+            send()
+        more = worker.memory_info().rss / 2**20 - before
+    print(f"\n{number} idle connections after {len(request)} bytes each: {more:.1f} MB more")
+    assert more < 32
