@@ -40,7 +40,7 @@ MAX_QUEUE_S, STOP_QUEUE_S = 8.0, 1.0
 # A process was frozen if the event loop wakes this much later than it intended to, or if the
 # master, which asks for the heartbeats every second, has not asked for so long.
 MAX_PAUSE_S = 2.0
-# The most data that may wait in the loop.
+# The most data that may wait in the loop, and in requests for which no thread is free.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 # The most that is received in one call.
 RECEIVE_BYTES = 32 * 1024
@@ -134,7 +134,7 @@ class Worker(ThreadWorker):
         self.method_queue = MethodQueue()
         # Connections that wait for their client, with their deadlines, the earliest first.
         self.waiting: dict[Connection, float] = {}
-        self.waiting_bytes = 0
+        self.waiting_bytes = self.submitted_bytes = 0
         self.stopping_since = math.inf
         # /health has its own thread: platforms restart a service that answers it too late. Requests
         # for which no thread will be free soon have one, too: their 503 frees their connections.
@@ -243,9 +243,11 @@ class Worker(ThreadWorker):
         """Let a thread handle the request that has arrived."""
         busy = self.nr_conns - len(self.waiting) - len(self.keepalived_conns)
         threads = self.threads
+        conn.counted_bytes = conn.size
+        self.submitted_bytes += conn.counted_bytes
         if HEALTH.match(conn.head):
             threads = self.health_thread
-        elif busy > self.worker_connections * 9 // 10:
+        elif busy > self.worker_connections * 9 // 10 or self.submitted_bytes > MAX_WAITING_BYTES:
             threads, conn.sock.is_refused = self.refusal_thread, True
         threads.submit(partial(self.respond, conn, monotonic()), busy)
 
@@ -278,6 +280,8 @@ class Worker(ThreadWorker):
 
     def finish(self, conn: Connection, keeps: bool) -> None:
         """Send the rest of the response, then wait for the next request or close."""
+        self.submitted_bytes -= conn.counted_bytes
+        conn.counted_bytes = 0
         conn.reset()
         if conn.sock.unsent:
             self.wait(conn, EVENT_WRITE, partial(self.send, keeps=keeps))

@@ -5,9 +5,11 @@ import itertools
 import json
 import re
 import socket
+import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -187,3 +189,32 @@ def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Path, ki
         more = worker.memory_info().rss / 2**20 - before
     print(f"\n{number} idle connections after {len(request)} bytes each: {more:.1f} MB more")
     assert more < 32
+
+
+@pytest.mark.slow
+def test_requests_with_long_heads_that_wait_for_a_thread(tmp_path: Path) -> None:
+    """300 of 1.4 MB, while the threads wait for a locked file."""
+    body = b'{"title": "x"}'
+    fields = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 32_000) for n in range(45))
+    head = b"POST /api/ann/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    request = b"%b%bContent-Length: %d\r\n\r\n%b" % (head, fields, len(body), body)
+    with Server(tmp_path, WEB_CONCURRENCY="1") as server, User(server, "ann") as user:
+        user.create()
+        (worker,) = psutil.Process(server.process.pid).children()
+        with (
+            closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as blocker,
+            ExitStack() as open_ones,
+        ):
+            blocker.execute("BEGIN IMMEDIATE")
+            connections = []
+            for _ in range(300):
+                connection = socket.create_connection(server.address, timeout=30)
+                connections.append(open_ones.enter_context(connection))
+                connection.sendall(request)
+                time.sleep(0.02)  # Otherwise too much is half-sent.
+            answers = [connection.recv(65536).split()[1] for connection in connections]
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+    print(f"\n300 requests of {len(request)} bytes: {peak:.0f} MB at most")
+    assert set(answers) <= {b"503", b"201"}
+    assert peak < 500
