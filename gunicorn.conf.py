@@ -49,8 +49,10 @@ permit_unconventional_http_method = True  # The application answers with a 405.
 # No answer depends on the scheme, and a SCRIPT_NAME header would change the routing.
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
-# The other file descriptors are for the database and for files of the process.
-worker_connections = max(100, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 124))
+# The other file descriptors are for the database, at most two in each thread, and for files of the
+# process. Without one, nobody could connect, not even for /health.
+free_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 84 - 2 * threads
+worker_connections = max(100, min(1000, free_files))
 sendfile = False  # It blocks a thread while a slow client reads.
 control_socket_disable = True  # Not used; its file needs a home folder, which can be missing.
 

@@ -3,9 +3,11 @@
 import json
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -585,6 +587,25 @@ def test_fewer_connections_are_kept_where_fewer_files_may_be_open(small_server: 
     """A new connection, to the database too, needs one while others are silent."""
     with Clients(small_server, 300, b"GET"), User(small_server, "ann") as ann:
         assert ann.post("/tasks", json={"title": "x"}, timeout=5).status_code == 201
+
+
+def test_files_are_left_for_clients_however_many_threads_there_are(tmp_path: Path) -> None:
+    """60 threads have 120 files of SQLite open."""
+    limited = ["sh", "-c", 'ulimit -n 300 && exec "$@"', "sh"]
+    server = Server(tmp_path, before=limited, WEB_CONCURRENCY="1", THREADS="60")
+    with server, User(server, "ann") as ann, ThreadPoolExecutor(60) as pool:
+        ann.create()
+        with closing(sqlite3.connect(tmp_path / "tasks.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            creates = [
+                pool.submit(requests.post, f"{ann.base}/tasks", json={"title": "x"})
+                for _ in range(60)
+            ]
+            time.sleep(1)  # Each has a thread now, which will open the file.
+            other.rollback()
+            assert {create.result().status_code for create in creates} == {201}
+        with Clients(server, 175, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+            assert requests.get(f"{server.url}/health", timeout=2).status_code == 200
 
 
 def test_a_late_request_is_waited_for_while_there_are_too_many(
