@@ -41,7 +41,7 @@ class Hosts:
         try:
             options = dict(zip(HOST_OPTIONS, lists, strict=True))
             if not options["port"].strip(","):
-                options["port"] = ""  # libpq takes PGPORT for all hosts then.
+                options["port"] = ""  # libpq takes that of a service file for all hosts then.
             yield {name: text for name, text in options.items() if text}
         except TimeoutError:  # The other hosts had no time.
             self._first, self._first_until = first + 1, monotonic() + SILENT_HOST_S

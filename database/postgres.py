@@ -28,7 +28,7 @@ from database.base import (
     time_limit,
     unavailable,
 )
-from database.hosts import Hosts
+from database.hosts import HOST_OPTIONS, Hosts
 from database.pool import Connection, Pool
 
 # The longest time to connect and for the server to run a statement, and the time that is then left
@@ -89,11 +89,15 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self.schema = schema
         self.table_query = f"""SELECT to_regclass('"{schema}".task')"""
         parameters = extensions.parse_dsn(url)
-        self._hosts = Hosts(parameters)
         given = parameters.keys() | os.environ.keys()
+        has_service = bool(given & {"service", "PGSERVICE"})
+        if not has_service:  # A service file has precedence over the variables, such as PGHOST.
+            names = {name: f"PG{name.upper()}" for name in HOST_OPTIONS}
+            parameters = {name: os.environ.get(names[name], "") for name in names} | parameters
+        self._hosts = Hosts(parameters)
         self._has_certificate = bool(given & {"sslcert", "PGSSLCERT"})
         # By default, libpq looks for a Kerberos ticket, which can crash a forked process on macOS.
-        uses_kerberos = given & {"gssencmode", "PGGSSENCMODE", "service", "PGSERVICE"}
+        uses_kerberos = has_service or given & {"gssencmode", "PGGSSENCMODE"}
         self._kerberos = {} if uses_kerberos else {"gssencmode": "disable"}
         self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)

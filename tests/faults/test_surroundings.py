@@ -341,6 +341,34 @@ def test_a_resolver_that_is_silent(
     quiet(server)
 
 
+def test_a_host_in_the_environment_is_looked_up_within_the_deadline(
+    tmp_path: Path, silent_resolver: tuple[list[str], socket.socket]
+) -> None:
+    """libpq's own lookup would take as long as the resolver does, here ten seconds."""
+    change = "import support.hasty, database; database.Postgres.await_schema = lambda self: None"
+    app, options = changed_app(tmp_path, change), {"PGHOST": "database.example.com"}
+    url = "postgresql://ann:secret@/tasks"
+    with Server(
+        tmp_path, app=app, before=silent_resolver[0], DATABASE_URL=url, **options
+    ) as server:
+        answer = requests.get(f"{server.url}/ready")
+    assert answer.status_code == 503
+    assert answer.elapsed.total_seconds() < 6
+    quiet(server)
+
+
+def test_an_address_in_the_environment_needs_no_lookup(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    url = cluster.url(database).replace("127.0.0.1", "nowhere.invalid")
+    with (
+        Server(tmp_path, DATABASE_URL=url, PGHOSTADDR="127.0.0.1") as server,
+        User(server, "ann") as user,
+    ):
+        user.create()
+    quiet(server)
+
+
 def test_names_are_resolved(tmp_path: Path, cluster: Cluster, database: str) -> None:
     """Several hosts, of which some are unknown; the port belongs to its host."""
     at = f"nowhere.invalid:1,localhost:{cluster.port}"
