@@ -66,6 +66,8 @@ class Pool:
 
     def _close_idle(self) -> None:
         """Close what has been idle for MAX_IDLE_S. `push` starts this again if several are idle."""
+        if self._timer is not threading.current_thread():
+            return  # Two threads have started one at the same time; the other one does the work.
         self._timer, until = None, monotonic() - MAX_IDLE_S
         with suppress(IndexError):  # Other threads use the list at the same time.
             while len(self._idle) > 1 and self._idle[0][0] <= until:

@@ -1,15 +1,17 @@
-"""A machine that lets the server start no more threads, as a limit of a container can."""
+"""Threads that meet, and a limit of threads, as a container can have one."""
 
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg2
@@ -18,6 +20,7 @@ import requests
 from support.network import KILL, eventually
 from support.server import Server, User, changed_app
 
+from database import pool
 from testbed.cluster import Cluster
 from testbed.issuer import Issuer, Key
 
@@ -174,3 +177,36 @@ def test_a_database_with_an_address_is_found_although_no_thread_is_left(
             cluster.execute(KILL)
             ann.create()
         stop(server)
+
+
+class Idle:
+    """A connection in a pool."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def test_two_threads_that_start_a_timer_for_idle_connections_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only one of the timers goes on: otherwise, a busy server would get more and more of them."""
+    connections: Any = pool.Pool()
+    made = []
+
+    class Timer(threading.Timer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+            if len(made) == 1:  # Another thread runs just now.
+                other = threading.Thread(target=connections.push, args=[Idle()])
+                other.start()
+                other.join()
+
+    monkeypatch.setattr(pool, "MAX_IDLE_S", 0.05)
+    monkeypatch.setattr(threading, "Timer", Timer)
+    for _ in range(50):
+        connections.push(Idle())
+        time.sleep(0.01)
+    running = [timer for timer in made if timer.is_alive()]
+    connections.close()
+    assert len(made) > 2 and len(running) == 1
