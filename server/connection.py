@@ -14,6 +14,8 @@ from settings import MAX_BODY
 # The most that is searched again for the end of a chunk's first line, and of the trailers.
 MAX_CHUNK_LINE, MAX_TRAILERS = 4 * 1024, 32 * 1024
 
+# The most that the length and the codings of a body may take: 3 MB of them take half a second.
+MAX_FRAMING = 1024
 # The fields that say where a request ends, and whether the client waits to be told to go on.
 FRAMING = (b"content-length", b"transfer-encoding", b"expect")
 FIELD = re.compile(rb"\r\n(%b):([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
@@ -22,7 +24,7 @@ CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNOREC
 # If the head does not say where the body ends, the body counts as too large: no more is read.
 UNKNOWN_LENGTH = MAX_BODY + 1
 # One with a control character stays: the parser refuses it.
-EXPECT = re.compile(rb"\r\nexpect:[\t -~\x80-\xff]*(?=\r\n)", re.IGNORECASE)
+EXPECT = re.compile(rb"\r\nexpect:[\t -~\x80-\xff]*+(?=\r\n)", re.IGNORECASE)
 # Bytes of a URL that its client should have escaped. curl sends a query as it was typed.
 UNESCAPED = re.compile(rb"[\x80-\xff]")
 EMPTY_LINES = re.compile(rb"(?:\r\n)+")
@@ -128,14 +130,21 @@ class Connection(TConn):
                 return False
         self.head = bytes(self.received[: end + 4])
         del self.received[: end + 4]
+        line = self.head[: self.head.find(b"\r\n")]
+        most, ends = self.cfg.limit_request_line, self.head.count(b"\r\n")
+        if len(line) > most or ends > self.cfg.limit_request_fields + 2:
+            # The parser refuses it for its beginning. All of it would take a second and 100 MB.
+            self.head, self._length = self.head[: 2 * most], UNKNOWN_LENGTH
+            return True
         fields = FIELD.findall(self.head)
         length, codings, expected = (
             b",".join(value.strip() for name, value in fields if name.lower() == wanted)
             for wanted in FRAMING
         )
-        line = self.head[: self.head.find(b"\r\n")]
         is_http11 = line.endswith(b" HTTP/1.1")
-        if codings:
+        if len(length) + len(codings) > MAX_FRAMING:
+            self._length = UNKNOWN_LENGTH
+        elif codings:
             is_chunked = is_http11 and not length and CHUNKED.fullmatch(codings)
             self._length = None if is_chunked else UNKNOWN_LENGTH
         else:

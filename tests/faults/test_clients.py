@@ -516,13 +516,25 @@ def test_a_connection_is_kept_after_odd_chunks_or_says_that_it_is_not(
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /nope HTTP/1.1\r\nHost: x\r\n" + b"Expect:\r\n" * 30_000 + b"\r\n",
+        b"GET /nope HTTP/1.1\r\nHost: x\r\n" + b"Expect:\r\n" * 300_000 + b"\r\n",
         b"GET /nope HTTP/1.1\r\nHost: x\r\n" + b"X: %b\r\n" % (b"x" * 32_000) * 90,
+        b"GET /\xff" + b"\xff" * 900_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        HEAD + b"Content-Length: " + b"0" * 900_000 + b"x\r\n\r\n",
+        HEAD + b"Transfer-Encoding: %b\r\n" % (b"a," * 16_000) * 30 + b"\r\n",
         CHUNKED + b"1" * 900_000,
         CHUNKED + b"1;a=" + b"x" * 900_000,
         CHUNKED + b"0\r\nX: " + b"x" * 900_000,
     ],
-    ids=["many fields", "long fields", "digits", "an extension", "a trailer"],
+    ids=[
+        "many fields",
+        "long fields",
+        "a URL",
+        "a length",
+        "codings",
+        "digits",
+        "an extension",
+        "a trailer",
+    ],
 )
 def test_a_large_request_costs_the_others_nothing(server: Server, head: bytes) -> None:
     before = computed(server)
