@@ -269,9 +269,11 @@ class Worker(ThreadWorker):
         except Exception as error:
             if not conn.sock.unsent:
                 # A head that is too long has no end. Gunicorn would answer 500, and log all of it.
-                is_long = isinstance(error, NoMoreData)
-                problem = LimitRequestHeaders("the head is too long") if is_long else error
-                self.handle_error(request, conn.sock, conn.client, problem)
+                # Another name for the error would keep it, and the head, until Python's garbage
+                # collector finds both.
+                if isinstance(error, NoMoreData):
+                    error = LimitRequestHeaders("the head is too long")
+                self.handle_error(request, conn.sock, conn.client, error)
                 # Gunicorn writes its page with textwrap.dedent(), which Python 3.14 has changed.
                 conn.sock.unsent = conn.sock.unsent.replace(b"\r\n\n", b"\r\n\r\n", 1)
         finally:

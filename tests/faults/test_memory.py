@@ -191,6 +191,24 @@ def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Path, ki
     assert more < 32
 
 
+@pytest.mark.parametrize(
+    ("field", "number"), [(b"X: %b\r\n" % (b"x" * 32_000), 97), (b"a:b\r\n", 600_000)]
+)
+def test_a_head_that_is_refused_keeps_no_memory(tmp_path: Path, field: bytes, number: int) -> None:
+    head = b"GET /nope HTTP/1.1\r\nHost: x\r\n" + field * number + b"B@d: x\r\n\r\n"
+    with Server(tmp_path, WEB_CONCURRENCY="1") as server:
+        (worker,) = psutil.Process(server.process.pid).children()
+        before = worker.memory_info().rss / 2**20
+        for _ in range(60):
+            with socket.create_connection(server.address, timeout=5) as connection:
+                connection.sendall(head)
+                assert connection.recv(65536).split()[1] in {b"400", b"431"}
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+    print(f"\n60 refused heads of {len(head)} bytes: {peak - before:.1f} MB more at most")
+    assert peak < before + 64
+
+
 @pytest.mark.slow
 def test_requests_with_long_heads_that_wait_for_a_thread(tmp_path: Path) -> None:
     """300 of 1.4 MB, while the threads wait for a locked file."""
