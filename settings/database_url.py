@@ -25,6 +25,8 @@ POSTGRES_FORM = "postgresql://USER:PASSWORD@HOST/DATABASE"
 PASSWORD_FORM = f"{POSTGRES_FORM}, with special characters in the password percent-encoded"
 # In `options`. https://www.postgresql.org/docs/current/libpq-connect.html
 SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)+)\s*")
+# A space as SQLAlchemy, urlencode and URLSearchParams write it. libpq takes it for a plus sign.
+FORM_SPACE = re.compile(r"(?<=-c)\+|\+(?=-)")
 # Prisma's parameter, JDBC's, and pgx's.
 SCHEMA_PARAMETERS = ("schema", "currentSchema", "search_path")
 SCHEMA_NAME = re.compile(r"[A-Za-z]\w{0,62}", re.ASCII)
@@ -101,7 +103,8 @@ def to_libpq_parameters(query: str, *, has_mode: bool) -> list[str]:
         elif name == "unix_sock":
             name, value = "host", unquote(value).rpartition("/")[0]
         elif name == "options":  # Poolers refuse a search_path. Each statement names its schema.
-            value = quote(SEARCH_PATH.sub("", unquote(value)).strip())
+            options = unquote(FORM_SPACE.sub("%20", value))
+            value = quote(SEARCH_PATH.sub("", options).strip())
         if value and is_libpq_name(name):
             parameters.append(f"{name}={value}")
         elif name or value:
