@@ -422,6 +422,7 @@ def test_what_is_pasted_along_with_a_value_is_taken_off(
         (f"JWT_SECRET={SECRET}\n<<<<<<< HEAD\n", 2),
         (f"PORT=1\nJWT_SECRET={SECRET}\u00e4\nTHREADS=7".encode("latin-1"), 2),
         (f"JWT_SECRET={SECRET}".encode("utf-16-le"), 1),
+        (b"PGAPPNAME=a\0b", 1),
         (f"JWT_SECRET={SECRET}".encode("utf-32"), 1),
     ],
 )
