@@ -4,6 +4,9 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from jwt import InvalidKeyError
+from jwt.algorithms import HMACAlgorithm
+
 from settings.variables import Variables, check, strip
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -42,6 +45,8 @@ def read_callers(variables: Variables) -> dict[str, Any]:
     elif secret:
         expected = "32 bytes or more, such as the output of `openssl rand -hex 32`"
         check(secret_name, len(secret.encode()) >= 32, expected)
+        expected = "a secret, not a public key or a certificate: set JWT_JWKS_URL for these"
+        check(secret_name, is_secret(secret), expected)
     else:
         keys, reason = "JWT_JWKS_URL or JWT_SECRET", "since JWT_ISSUER or JWT_AUDIENCE is set"
         check(keys, not (issuer or audience), f"one of them, {reason}")
@@ -55,6 +60,14 @@ def read_callers(variables: Variables) -> dict[str, Any]:
         "jwt_audience": audience,
         "warnings": tuple(warnings),
     }
+
+
+def is_secret(secret: str) -> bool:
+    """Whether PyJWT signs with `secret`. Everybody could sign with a public key."""
+    try:
+        return bool(HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret))
+    except InvalidKeyError:
+        return False
 
 
 def is_trusted(url: str) -> bool:

@@ -228,6 +228,8 @@ PRIVATE_HOSTS = [
         ("CORS_ORIGINS", "http://a:1:2"),
         ("CORS_ORIGINS", "https://b\u00fccher.example"),
         ("JWT_SECRET", "x" * 31),
+        ("JWT_SECRET", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEabcdefgh ann@example.com"),
+        ("JWT_SECRET", r"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----"),
         ("JWT_SECRET", f" '{'x' * 31}'\n"),
         ("JWT_SECRET", "x" * 32 + '"'),
         ("JWT_SECRET", "'" + "x" * 32),
@@ -475,6 +477,7 @@ def test_the_trash_is_kept_for_30_days() -> None:
         # Gunicorn reads WEB_CONCURRENCY of the environment by itself, before all else.
         ("WEB_CONCURRENCY=many", {}, "WEB_CONCURRENCY: expected a whole number"),
         (f'THREADS=7\nJWT_SECRET="{SECRET}\n', {}, ".env, line 2: expected NAME=VALUE"),
+        ("JWT_SECRET=ssh-rsa AAAAB3NzaC1yc2EAAAADAQABA", {}, "JWT_SECRET: expected a secret,"),
         ("", {"PORT": "8000"}, "DATABASE_URL is not set: expected postgresql://"),
         ("", {"RENDER": "true", "DATABASE_URL": NEON}, f"{NO_KEY}: expected one of them, or ALLOW"),
     ],
