@@ -123,8 +123,8 @@ class Verifier:
             parts = jwt.decode_complete(token, options={"verify_signature": False})
             if kind not in WRONG:
                 return reason
-            claims = dict.fromkeys(("alg", "exp", "nbf", "iat", "iss", "aud")) | parts["header"]
-            claims |= parts["payload"] | {"now": time()}
+            claims = dict.fromkeys(("exp", "nbf", "iat", "iss", "aud")) | parts["payload"]
+            claims |= {"alg": parts["header"].get("alg"), "now": time()}
             return WRONG[kind].format_map(
                 {name: describe(value, name in TIMES) for name, value in claims.items()}
                 | {"issuer": self.settings.jwt_issuer}

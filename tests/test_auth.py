@@ -692,3 +692,15 @@ def test_the_first_requests_after_a_start_need_not_wait_for_a_slow_issuer(tmp_pa
         answers = list(pool.map(lambda _: call(server, token), range(64)))
     issuer.close()
     assert {answer.status_code for answer in answers} == {200}
+
+
+def test_the_log_names_the_algorithm_of_the_header_not_a_claim_of_that_name(
+    by_secret: Server,
+) -> None:
+    token = jwt.encode({"sub": "ann", "exp": 2**33, "alg": "HS256"}, "x" * 64, "HS512")
+    start = by_secret.log_file.stat().st_size
+    with User(by_secret, "ann") as ann:
+        answer = ann.get("/tasks", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 401
+    reason = "unauthorized: Wrong algorithm: found alg 'HS512', expected HS256"
+    assert reason in [line["message"] for line in by_secret.log(start)]
