@@ -86,9 +86,14 @@ class StderrHandler(logging.Handler):
 
     dropped = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = open_terminal() if os.isatty(2) else 2
+
     def handle(self, record: logging.LogRecord) -> bool:
         try:
-            write(f"{self.format(record)}\n".encode(), 0 if self.dropped else MAX_WRITE_S)
+            line = f"{self.format(record)}\n".encode()
+            write(self.file, line, 0 if self.dropped else MAX_WRITE_S)
         except OSError:
             self.dropped += 1
         except Exception:
@@ -100,15 +105,28 @@ class StderrHandler(logging.Handler):
         return True
 
 
-def write(line: bytes, patience_s: float) -> None:
+@cache
+def open_terminal() -> int:
+    """The terminal that is the standard error stream, so that a write to it never waits.
+
+    A terminal that has any space may have too little for a line, unlike a pipe. Other programs
+    share the stream's own state, which therefore stays.
+    """
+    try:
+        return os.open(os.ttyname(2), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:  # It has no name here, or belongs to another user.
+        return 2
+
+
+def write(file: int, line: bytes, patience_s: float) -> None:
     """Write to the standard error stream, in one system call unless the line is long.
 
     If a pipe has any space, it has some for PIPE_BUF bytes. Raises OSError without space.
     """
-    for begin in range(0, len(line), PIPE_BUF):
-        if not select([], [2], [], patience_s)[1]:
+    while line:
+        if not select([], [file], [], patience_s)[1]:
             raise TimeoutError
-        os.write(2, line[begin : begin + PIPE_BUF])
+        line = line[os.write(file, line[:PIPE_BUF]) :]
 
 
 class GunicornFilter(logging.Filter):

@@ -331,6 +331,19 @@ def test_a_log_of_long_lines_that_nobody_reads_stops_nothing(tmp_path: Path) -> 
     os.close(reader)
 
 
+def test_a_terminal_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    """Such as one that was stopped with Ctrl+S. It can have space for a part of a line."""
+    reader, writer = os.openpty()
+    with Server(tmp_path, output=writer) as server, requests.Session() as session:
+        os.close(writer)
+        for path in ("/api/ann/tasks", "/health") * 1000:
+            assert session.get(server.url + path, timeout=5).status_code == 200
+        session.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(6) == 0
+    os.close(reader)
+
+
 def test_a_log_on_a_full_disk_stops_nothing(tmp_path: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     with Server(tmp_path, output=full) as server, User(server, "ann") as ann:
