@@ -13,11 +13,15 @@ BEGIN
       JOIN pg_class ON relnamespace = pg_namespace.oid AND relname = tablename
       WHERE pg_class.oid = 'task'::regclass
     UNION ALL
-    SELECT FROM pg_trigger WHERE tgrelid = 'task'::regclass AND NOT tgisinternal
+    -- Also those of foreign keys.
+    SELECT FROM pg_trigger WHERE tgrelid = 'task'::regclass
   ) THEN
-    RAISE 'task has triggers, rules, row-level security, a publication or a replica identity,'
-      ' which its copy would lose';
+    RAISE 'task has triggers, foreign keys, rules, row-level security, a publication or a replica'
+      ' identity, which its copy would lose';
   END IF;
+  -- Or the new table would be in the first schema of the search_path, such as the user's own.
+  PERFORM set_config('search_path', relnamespace::regnamespace::text, true)
+    FROM pg_class WHERE oid = 'task'::regclass;
 END
 $$;
 ALTER TABLE task RENAME TO task_whole;

@@ -478,6 +478,8 @@ def test_a_migration_does_not_wait_for_the_lock_for_ever(
         "ALTER TABLE task ENABLE ROW LEVEL SECURITY",
         "CREATE TRIGGER z BEFORE UPDATE ON task FOR EACH ROW"
         " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "CREATE TABLE z (id text PRIMARY KEY);"
+        " ALTER TABLE task ADD FOREIGN KEY (user_id) REFERENCES z ON DELETE CASCADE",
         "CREATE RULE z AS ON DELETE TO task DO INSTEAD NOTHING",
         "CREATE PUBLICATION z FOR TABLE task",
         "CREATE PUBLICATION z FOR ALL TABLES",
@@ -495,3 +497,15 @@ def test_the_script_for_partitions_drops_no_protection_of_the_table(
         change_by_hand(url, (ROOT / "docs" / "partitions.sql").read_text())
     kind = "SELECT relkind FROM pg_class WHERE oid = 'task'::regclass"
     assert cluster.execute(kind, database) == [("r",)]
+
+
+def test_the_script_for_partitions_leaves_the_table_in_its_schema(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """By default, a schema with the name of the database's user comes first."""
+    url = cluster.url(database)
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as user:
+        task = user.create()
+        cluster.execute("CREATE SCHEMA postgres", database)
+        change_by_hand(url, (ROOT / "docs" / "partitions.sql").read_text())
+        assert user.tasks() == [task]
