@@ -538,9 +538,9 @@ def test_a_connection_is_kept_after_odd_chunks_or_says_that_it_is_not(
 )
 def test_a_large_request_costs_the_others_nothing(server: Server, head: bytes) -> None:
     before = computed(server)
-    with Clients(server, 30, head, b"1"):
+    with Clients(server, 20, head, b"1"):
         health = slowest(server, 1)
-    print(f"\n30 times {len(head):,} bytes: /health {health:.3f} s at most")
+    print(f"\n20 times {len(head):,} bytes: /health {health:.3f} s at most")
     assert computed(server) - before < 1
 
 
