@@ -133,8 +133,10 @@ class Connection(TConn):
         line = self.head[: self.head.find(b"\r\n")]
         most, ends = self.cfg.limit_request_line, self.head.count(b"\r\n")
         if len(line) > most or ends > self.cfg.limit_request_fields + 2:
-            # The parser refuses it for its beginning. All of it would take a second and 100 MB.
-            self.head, self._length = self.head[: 2 * most], UNKNOWN_LENGTH
+            # The parser refuses it for its beginning. All of it would take a second and 100 MB. It
+            # must not see the end: it does not count fields that it drops, nor `Expect`.
+            self.head = self.head.removesuffix(b"\r\n")[: 2 * most]
+            self._length = UNKNOWN_LENGTH
             return True
         fields = FIELD.findall(self.head)
         length, codings, expected = (

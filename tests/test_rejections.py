@@ -201,6 +201,14 @@ HTTP = {
     "a header over 32 KiB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 32_766)), 431),
     "headers without an end": (b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 600_000, 431),
     "200 headers": (call(b"GET", b"{tasks}", b"X: y\r\n" * 200), 431),
+    "120 headers, of which the parser drops 30": (
+        call(b"GET", b"{tasks}", b"X: y\r\n" * 90 + b"X_Y: z\r\n" * 30),
+        431,
+    ),
+    "101 headers and an expectation": (
+        call(b"GET", b"{tasks}", b"Expect: x\r\n" + b"X: y\r\n" * 100),
+        431,
+    ),
     "a length that is none": (framed(b"Content-Length: x\r\n"), 400),
     "a negative length": (framed(b"Content-Length: -1\r\n"), 400),
     "two lengths": (framed(b"Content-Length: 1\r\nContent-Length: 2\r\n"), 400),
