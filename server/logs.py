@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cache
 from random import getrandbits
 from select import PIPE_BUF, select
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import orjson
@@ -123,10 +123,15 @@ def write(file: int, line: bytes, patience_s: float) -> None:
 
     If a pipe has any space, it has some for PIPE_BUF bytes. Raises OSError without space.
     """
+    until = monotonic() + patience_s
     while line:
         if not select([], [file], [], patience_s)[1]:
             raise TimeoutError
-        line = line[os.write(file, line[:PIPE_BUF]) :]
+        try:
+            line = line[os.write(file, line[:PIPE_BUF]) :]
+        except BlockingIOError:  # Perhaps another thread or program writes to the terminal now.
+            if monotonic() >= until:
+                raise
 
 
 class GunicornFilter(logging.Filter):

@@ -6,10 +6,11 @@ import resource
 import signal
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from support.network import Load, Network, eventually
 from support.server import HASTY, ROOT, Server, User
 
+from server import logs
 from server.worker import MethodQueue, Worker
 from testbed.cluster import Cluster
 
@@ -342,6 +344,32 @@ def test_a_terminal_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(6) == 0
     os.close(reader)
+
+
+def test_a_terminal_to_which_several_write_at_once_loses_no_line() -> None:
+    """While one writes to a terminal, it refuses another one that does not wait."""
+    reader, writer = os.openpty()
+    terminal = os.open(os.ttyname(writer), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+
+    def drain() -> None:
+        with suppress(OSError):  # The last writer has closed the terminal.
+            while os.read(reader, 65536):
+                pass
+
+    def log(_: int) -> None:
+        for _ in range(2000):
+            logs.write(terminal, b"x" * 80 + b"\n", 5)
+
+    drainer = threading.Thread(target=drain)
+    drainer.start()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(log, range(4)))  # Raises what a thread has raised.
+    finally:
+        os.close(terminal)
+        os.close(writer)
+        drainer.join()
+        os.close(reader)
 
 
 def test_a_log_on_a_full_disk_stops_nothing(tmp_path: Path) -> None:
