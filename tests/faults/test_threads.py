@@ -207,6 +207,7 @@ def test_two_threads_that_start_a_timer_for_idle_connections_at_once(
     for _ in range(50):
         connections.push(Idle())
         time.sleep(0.01)
-    running = [timer for timer in made if timer.is_alive()]
+    # For a moment, one that has started the next one has not ended yet.
+    eventually(lambda: sum(timer.is_alive() for timer in made) == 1, 5)
     connections.close()
-    assert len(made) > 2 and len(running) == 1
+    assert len(made) > 2
