@@ -120,6 +120,7 @@ def slowest(server: Server, seconds: float, path: str = "/health") -> float:
         start = time.monotonic()
         assert requests.get(server.url + path, timeout=20).status_code == 200
         took.append(time.monotonic() - start)
+        time.sleep(0.01)  # Otherwise most of what the server computes is for these.
     assert len(took) > 5 * seconds
     return max(took)
 
