@@ -110,7 +110,7 @@ def read_env_file(file: Path) -> dict[str, str]:
         if line.strip() and not line.lstrip().startswith("#"):
             name, value, *_ = next(parse_stream(io.StringIO(line)))
             if name is None or value is None or not VARIABLE_NAME.fullmatch(name) or "\0" in value:
-                expected = "NAME=VALUE, with every quote closed on its line"
+                expected = "NAME=VALUE without a NUL, with every quote closed on its line"
                 raise InvalidSetting(f"{file}, line {number}: expected {expected}")
             variables[name] = value
     return variables
