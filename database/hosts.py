@@ -19,7 +19,7 @@ Host = tuple[str, str, str]
 
 
 class Hosts:
-    """The hosts in the `parameters` of a URL, in the order in which to try them."""
+    """The hosts in the `parameters` of a connection, in the order in which to try them."""
 
     def __init__(self, parameters: Mapping[str, str]) -> None:
         self._given = split(parameters)

@@ -40,7 +40,7 @@ MAX_QUEUE_S, STOP_QUEUE_S = 8.0, 1.0
 # A process was frozen if the event loop wakes this much later than it intended to, or if the
 # master, which asks for the heartbeats every second, has not asked for so long.
 MAX_PAUSE_S = 2.0
-# The most data that may wait in the loop, and in requests for which no thread is free.
+# The most data that may wait in the loop, and that the requests given to threads may have.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 # The most that is received in one call.
 RECEIVE_BYTES = 32 * 1024
