@@ -60,11 +60,9 @@ MAYBE_CHANGED = (
 )
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
-# The statement itself is wrong, unless a new attempt may succeed: the database's user may have the
-# right by then, and REINDEX CONCURRENTLY lets one of two creates of a task fail.
-# https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
+# The statement itself is wrong, unless the database's user may not send it.
 STATEMENT_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.ProgrammingError)
-MAY_PASS = {"42501", "23505"}
+MISSING_RIGHT = "42501"
 # Another program, or a copy of the table, uses a name that a migration needs.
 NAME_ERRORS = (
     errors.DuplicateObject,
@@ -92,8 +90,8 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         given = parameters.keys() | os.environ.keys()
         has_service = bool(given & {"service", "PGSERVICE"})
         if not has_service:  # A service file has precedence over the variables, such as PGHOST.
-            names = {name: f"PG{name.upper()}" for name in HOST_OPTIONS}
-            parameters = {name: os.environ.get(names[name], "") for name in names} | parameters
+            defaults = {name: os.environ.get(f"PG{name.upper()}", "") for name in HOST_OPTIONS}
+            parameters = defaults | parameters
         self._hosts = Hosts(parameters)
         self._has_certificate = bool(given & {"sslcert", "PGSSLCERT"})
         # By default, libpq looks for a Kerberos ticket, which can crash a forked process on macOS.
@@ -167,7 +165,12 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 elif isinstance(error, errors.QueryCanceled):
                     pool.push(connection)
                     break
-                elif isinstance(error, STATEMENT_ERRORS) and error.pgcode not in MAY_PASS:
+                elif isinstance(error, errors.UniqueViolation) and not was_refused:
+                    # One of two creates of a task, while REINDEX CONCURRENTLY has two indexes.
+                    # https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
+                    pool.push(connection)
+                    was_refused = True
+                elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
                     pool.push(connection)
                     # Further lines can have the row, which must not get into the log.
                     raise type(error)(one_line(error)) from None

@@ -494,6 +494,19 @@ def test_a_table_that_refuses_a_task_does_not_get_it_into_the_log(
     assert "secret1" not in server.log_file.read_text()
 
 
+def test_a_unique_index_that_refuses_a_task_is_no_outage(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Nor does the index get the task into the log."""
+    with Server(tmp_path, DATABASE_URL=cluster.url(database)) as server, User(server, "ann") as ann:
+        ann.create("secret1")
+        cluster.execute("CREATE UNIQUE INDEX one ON task (title)", database)
+        assert ann.post("/tasks", json={"title": "secret1"}).status_code == 500
+    (error,) = (line for line in server.log() if "traceback" in line)
+    assert "UniqueViolation" in error["traceback"]
+    assert "secret1" not in server.log_file.read_text()
+
+
 @pytest.mark.parametrize("idle", [0.5, 60.0])
 def test_connections_are_closed_when_they_are_not_used(
     tmp_path: Path, cluster: Cluster, database: str, network: Network, idle: float
