@@ -54,6 +54,8 @@ def test_an_authority_of_the_system_is_believed(
 ) -> None:
     url = cluster.url(database, pgbouncer).replace("127.0.0.1", "localhost")
     url += f"?sslrootcert=system{mode}"
+    done = migrate(tmp_path, trusting, url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, APPLIED, "")
     with Server(tmp_path, before=trusting, DATABASE_URL=url) as server:
         with Load(server, clients=2) as load:
             time.sleep(0.5)
