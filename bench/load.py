@@ -115,16 +115,8 @@ def wrk(
         file.flush()
         result = subprocess.run(
             [
-                *(
-                    "wrk",
-                    "-t1",
-                    f"-c{connections}",
-                    f"-d{seconds}s",
-                    "--latency",
-                    "--timeout",
-                    "10s",
-                ),
-                *("-s", str(ROOT / "bench" / "replay.lua"), instance.url),
+                *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"),
+                *("--timeout", "10s", "-s", str(ROOT / "bench" / "replay.lua"), instance.url),
             ],
             env=os.environ | {"REQUESTS": file.name},
             capture_output=True,
