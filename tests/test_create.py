@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from support.server import FIELDS, User
+from support.server import FIELDS, User, refusal
 
 
 def test_a_task_needs_only_a_title(user: User) -> None:
@@ -69,11 +69,7 @@ def test_descriptions_are_kept_as_they_are(user: User, description: str | None) 
 )
 @pytest.mark.one_database
 def test_what_is_not_a_task_is_refused(user: User, body: object, field: str, message: str) -> None:
-    response = user.post("/tasks", json=body)
-    assert response.status_code == 422
-    problem = response.json()
-    assert problem["errors"] == {field: [message]}
-    assert problem["detail"] == f"{field}: {message}"
+    assert refusal(user.post("/tasks", json=body)) == (field, message)
     assert user.tasks() == []
 
 

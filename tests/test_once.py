@@ -4,7 +4,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from support.server import FIELDS, ROOT, Server, User, change_by_hand
+from support.server import FIELDS, ROOT, Server, User, change_by_hand, refusal
 
 WRITES = [
     ("PUT", "", {"title": "mine"}),
@@ -136,8 +136,7 @@ def test_a_key_lives_as_long_as_its_task(user: User, database_url: str) -> None:
 @pytest.mark.one_database
 def test_a_bad_key_is_refused(user: User, key: str | bytes) -> None:
     response = user.post("/tasks", json={"title": "x"}, headers={"Idempotency-Key": key})
-    assert response.status_code == 422
-    assert list(response.json()["errors"]) == ["Idempotency-Key"]
+    assert refusal(response)[0] == "Idempotency-Key"
     assert user.tasks() == []
 
 
