@@ -5,6 +5,7 @@ import logging
 import time
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from support.server import Server, User
 from test_auth import hs256
 from werkzeug.exceptions import ServiceUnavailable
 
-from auth import Unauthenticated, Verifier, create_verifier
+from auth import Unauthenticated, Verifier
 from auth.jwks import UNREACHABLE, UNUSABLE, KeySet
-from settings import Settings
 from testbed.issuer import Issuer, Key, encoded
+from testbed.settings import SETTINGS
 
 # The algorithms of each type of key, as RFC 7518 and RFC 8037 have them.
 TYPES = (
@@ -41,9 +42,7 @@ def verifier(keys: dict[str, Key]) -> Iterator[Verifier]:
 
 
 def new_verifier(issuer: Issuer) -> Verifier:
-    verifier = create_verifier(Settings("", "", (), "", "", 0, 1, 5, jwt_jwks_url=issuer.url))
-    assert verifier is not None
-    return verifier
+    return Verifier(replace(SETTINGS, jwt_jwks_url=issuer.url))
 
 
 def reason(verifier: Verifier, token: str) -> str:

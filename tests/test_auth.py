@@ -10,6 +10,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from support.commands import run_command
 from support.server import Server, User
 
 from app import create_app
-from auth import INVALID, MISSING, Unauthenticated, Verifier, create_verifier
-from settings import Settings
+from auth import INVALID, MISSING, Unauthenticated, Verifier
 from testbed.issuer import Issuer, Key, encoded
+from testbed.settings import SETTINGS
 
 SECRET = "a secret of more than 32 bytes, for tests"
 ISSUER, AUDIENCE = "https://issuer.example/", "api"
@@ -91,11 +92,7 @@ def mode(
 def new_verifier(**options: Any) -> Verifier:
     """A verifier of a server with these settings."""
     options = {"jwt_issuer": ISSUER, "jwt_audience": ("other", AUDIENCE)} | options
-    verifier = create_verifier(
-        Settings("sqlite:////dev/null", "public", (), "CRITICAL", "", 0, 1, 5, **options)
-    )
-    assert verifier is not None
-    return verifier
+    return Verifier(replace(SETTINGS, **options))
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +218,7 @@ def test_a_subject_is_compared_as_it_is(mode: tuple[Server, Callable[..., str]],
 
 
 def test_every_route_but_the_open_ones_needs_a_token(by_secret: Server) -> None:
-    app = create_app(
-        Settings("sqlite:////dev/null", "public", (), "CRITICAL", "", 0, 1, 5, jwt_secret=SECRET)
-    )
+    app = create_app(replace(SETTINGS, jwt_secret=SECRET))
     rules = list(app.url_map.iter_rules())
     assert {rule.rule for rule in rules if not rule.rule.startswith("/api/")} == OPEN
     for rule in rules:
@@ -640,8 +635,7 @@ def test_the_leeway_is_ten_seconds_unless_it_is_set(secret_verifier: Verifier) -
 
 
 def test_the_document_asks_for_tokens_exactly_when_the_server_does(by_secret: Server) -> None:
-    settings = Settings("sqlite:////dev/null", "public", (), "CRITICAL", "", 0, 1, 5)
-    opened = create_app(settings).test_client().get("/openapi.json").json
+    opened = create_app(SETTINGS).test_client().get("/openapi.json").json
     closed = requests.get(by_secret.url + "/openapi.json").json()
     assert "securitySchemes" not in opened["components"]
     assert '"bearer"' not in json.dumps(opened)

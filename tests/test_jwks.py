@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ from support.network import eventually
 from support.server import Server, User
 from werkzeug.exceptions import ServiceUnavailable
 
-from auth import Unauthenticated, create_verifier, jwks
+from auth import Unauthenticated, Verifier, jwks
 from auth.jwks import KeySet
-from settings import Settings
 from testbed.issuer import Issuer, Key
+from testbed.settings import SETTINGS
 
 HTML = b"<!doctype html><title>Sign in</title>"
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -410,9 +411,7 @@ def test_keys_of_two_types_may_share_an_id_in_any_order(
     """RFC 7517, section 4.5."""
     keys = [Key(first, "shared"), Key(second, "shared")]
     issuer.publish(*keys)
-    settings = Settings("", "", (), "", "", 0, 1, 5, jwt_jwks_url=issuer.url)
-    verifier = create_verifier(settings)
-    assert verifier is not None
+    verifier = Verifier(replace(SETTINGS, jwt_jwks_url=issuer.url))
     tokens = [key.sign({"sub": "ann", "exp": int(time.time()) + 300}) for key in keys]
     assert [verifier.verify(token) for token in tokens] == ["ann", "ann"]
     mixed = tokens[0].rpartition(".")[0] + "." + tokens[1].rpartition(".")[2]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -39,8 +40,8 @@ from support.server import (
 
 from app import create_app
 from database.postgres import SCHEMA_LOCK
-from settings import Settings
 from testbed.cluster import PASSWORD
+from testbed.settings import SETTINGS
 
 TIME = r"\d\d:\d\d:\d\d"
 
@@ -504,7 +505,7 @@ def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_p
 def test_a_body_that_a_server_has_whole_needs_no_length(tmp_path: Path) -> None:
     """As under an adapter for ASGI: `{"completed": true}` would count as no body, and toggle."""
     url = f"sqlite:///{tmp_path / 'tasks.db'}"
-    client = create_app(Settings(url, "public", (), "CRITICAL", "", 0, 1, 5)).test_client()
+    client = create_app(replace(SETTINGS, database_url=url)).test_client()
     task = client.post("/api/ann/tasks", json={"title": "x"}).json
     for _ in "12":
         changed = client.patch(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from support.server import Server, User, change_by_hand, changed_app, fill, inse
 import models
 from app import open_database
 from database import sqlite
-from settings import Settings
 from testbed.cluster import PASSWORD
+from testbed.settings import SETTINGS
 
 LIMIT = 1000  # The most tasks that one statement removes.
 # A change for `changed_app`: every pause of the purging thread is in the log, and short.
@@ -40,8 +41,7 @@ app.sleep = pause
 @pytest.fixture
 def database_url(own_url: str) -> str:
     """It has the tables."""
-    settings = Settings(own_url, "public", (), "CRITICAL", "", 0, 1, 5)
-    assert open_database(settings).migrate()
+    assert open_database(replace(SETTINGS, database_url=own_url)).migrate()
     return own_url
 
 
