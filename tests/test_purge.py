@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg2
 import pytest
-from support.commands import run_command
+from support.commands import failure, run_command
 from support.network import Network, eventually
 from support.server import Server, User, change_by_hand, changed_app, fill, insert_by_hand
 
@@ -193,9 +193,8 @@ def test_a_trash_of_0_days_is_kept_for_ever(tmp_path: Path, database_url: str) -
         time.sleep(1)
         assert [task["id"] for task in ann.trash()] == [task_id]
         assert ann.post(f"/tasks/{task_id}/restore").status_code == 200
-    command = run_command(tmp_path, "purge", **options)
-    assert (command.exit_code, command.stdout) == (1, "")
-    assert command.stderr == "Error: TRASH_DAYS is 0, which keeps deleted tasks forever\n"
+    reason = "TRASH_DAYS is 0, which keeps deleted tasks forever"
+    assert failure(tmp_path, "purge", **options) == reason
     assert titles(database_url) == ["old"]
 
 
@@ -432,10 +431,8 @@ def test_a_user_who_cannot_exist_is_not_forgotten(
     tmp_path: Path, database_url: str, user: str
 ) -> None:
     insert_by_hand(database_url, "ann", "kept")
-    result = run_command(tmp_path, "forget", user, "--yes", DATABASE_URL=database_url)
-    assert (result.exit_code, result.stdout) == (1, "")
     expected = "USER: expected 1 to 255 characters, without / and control characters"
-    assert result.stderr == f"Error: {expected}\n"
+    assert failure(tmp_path, "forget", user, "--yes", DATABASE_URL=database_url) == expected
     assert titles(database_url) == ["kept"]
 
 
@@ -446,11 +443,9 @@ def test_a_command_says_in_one_line_that_the_database_is_away(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     url = f"postgresql://ann:{PASSWORD}@127.0.0.1:9/db"
-    result = run_command(tmp_path, *arguments, DATABASE_URL=url)
-    assert (result.exit_code, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: database unavailable: ")
-    assert "refused" in line and PASSWORD not in line
+    reason = failure(tmp_path, *arguments, DATABASE_URL=url)
+    assert reason.startswith("database unavailable: ")
+    assert "refused" in reason and PASSWORD not in reason
 
 
 @pytest.mark.parametrize("arguments", [["purge"], ["forget", "ann", "--yes"]], ids=" ".join)
@@ -463,9 +458,8 @@ def test_a_command_makes_the_tables_that_it_needs(tmp_path: Path, arguments: lis
 @pytest.mark.parametrize("arguments", [["purge"], ["forget", "ann"]], ids=" ".join)
 def test_a_command_that_removes_tasks_makes_no_file(tmp_path: Path, arguments: list[str]) -> None:
     """In the service's folder, but without its settings, `forget` would report success."""
-    result = run_command(tmp_path, *arguments)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: DATABASE_URL: the file tasks.db does not exist\n"
+    reason = "DATABASE_URL: the file tasks.db does not exist"
+    assert failure(tmp_path, *arguments) == reason
     assert not [*tmp_path.iterdir()]
 
 
@@ -514,9 +508,8 @@ def test_forget_fails_where_it_may_remove_nothing(
     monkeypatch.setattr(models, "REMOVAL_PAUSE_S", 0.0)
     insert_by_hand(database_url, "ann", "kept")
     refuse_removals(database_url)
-    result = run_command(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: the user in DATABASE_URL may see the tasks, but not")
+    reason = failure(tmp_path, "forget", "ann", "--yes", DATABASE_URL=database_url)
+    assert reason.startswith("the user in DATABASE_URL may see the tasks, but not")
 
 
 def test_no_process_that_forks_has_the_database_open(tmp_path: Path, database_url: str) -> None:
@@ -550,10 +543,8 @@ def test_a_purge_that_fails_is_logged_and_is_not_the_end(tmp_path: Path, databas
         """,
     )
     for command in (["purge"], ["forget", "ann", "--yes"]):
-        result = run_command(tmp_path, *command, DATABASE_URL=database_url)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith("Error: the database refused: update or delete on table")
-        assert result.stderr.count("\n") == 1
+        reason = failure(tmp_path, *command, DATABASE_URL=database_url)
+        assert reason.startswith("the database refused: update or delete on table")
     app = changed_app(tmp_path, SHORT_PAUSES)
     with (
         Server(tmp_path, app=app, DATABASE_URL=database_url) as server,
@@ -573,6 +564,5 @@ def test_a_removal_that_sqlite_refuses_is_one_line(tmp_path: Path, database_url:
     to_trash(database_url, "old", 31)
     trigger = "CREATE TRIGGER kept BEFORE DELETE ON task BEGIN SELECT RAISE(ABORT, 'kept'); END"
     change_by_hand(database_url, trigger)
-    result = run_command(tmp_path, "purge", DATABASE_URL=database_url)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: the database refused: kept\n"
+    reason = failure(tmp_path, "purge", DATABASE_URL=database_url)
+    assert reason == "the database refused: kept"

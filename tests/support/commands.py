@@ -25,3 +25,12 @@ def run_command(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return CliRunner().invoke(COMMANDS, arguments, input, env={**cleared, **environment})
+
+
+def failure(folder: Path, *arguments: str, **environment: str) -> str:
+    """Why a command fails, in the only line that it writes."""
+    result = run_command(folder, *arguments, **environment)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line.removeprefix("Error: ")
