@@ -98,7 +98,7 @@ def sort_key(sorting: Sorting) -> ColumnBase:
 def select_page(
     filters: tuple[str, ...], sorting: Sorting, continued: bool, measured: bool
 ) -> Node:
-    """If `measured`, the database sends tasks until one exceeds `room_bytes`.
+    """If `measured`, the database sends tasks until one exceeds `sent_bytes`.
 
     The last column is then their size so far, which can be too large: JSON that another program
     wrote into `tags` can be longer than ours.
@@ -132,7 +132,7 @@ def select_page(
     size = sum(map(sql.size_of, TEXTS), Value(240))
     so_far = fn.SUM(size).over(order_by=order_by, start=Window.preceding(), end=Window.CURRENT_ROW)
     page = found.select_extend(so_far.alias("so_far")).select_from(*columns, SQL("so_far"))
-    return page.where(SQL("so_far") - size < Parameter("room_bytes"))
+    return page.where(SQL("so_far") - size < Parameter("sent_bytes"))
 
 
 def list_tasks(
@@ -165,7 +165,7 @@ def list_tasks(
             id=after and after.id,
             limit=most + 1,
             offset=offset,
-            room_bytes=sent_bytes,
+            sent_bytes=sent_bytes,
             **values,
         )
         return part
