@@ -8,22 +8,10 @@ from uuid import uuid4
 
 import requests
 
-from bench.data import QUERIES, Database
+from bench.data import PEER_TASK, QUERIES, Database
 from bench.services import Instance, Service
 
-FIELDS = (
-    "id",
-    "user_id",
-    "title",
-    "description",
-    "completed",
-    "created_at",
-    "updated_at",
-    "priority",
-    "due_date",
-    "tags",
-    "completed_at",
-)
+FIELDS = tuple(PEER_TASK)
 TEXT = {"title": "Buy milk", "description": "Two bottles"}
 SORTABLE = {"priority": "high", "due_date": "2026-03-01", "tags": ["home", "errands"]}
 DEFAULTS = {
