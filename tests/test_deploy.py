@@ -35,6 +35,7 @@ from jsonschema import validate
 from ruamel.yaml import YAML
 from support.network import eventually
 from support.server import ROOT, Server, new_database
+from test_documents import SETTINGS, code
 
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 APP_JSON = json.loads((ROOT / "app.json").read_text())
@@ -43,6 +44,7 @@ RAILWAY_JSON = json.loads((ROOT / "railway.json").read_text())
 COMPOSE = YAML(typ="safe").load(ROOT / "compose.yaml")
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
 DOCKERIGNORE = re.findall(r"^[^#\n].*", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+GUIDE = (ROOT / "docs/deploy.md").read_text()
 WORKFLOW = YAML(typ="safe").load(ROOT / ".github/workflows/check.yml")
 HEROKU_SCHEMA = (
     ROOT / "tests/clients/node_modules/@heroku/mcp-server/dist/utils/app-json.schema.json"
@@ -340,8 +342,7 @@ def test_the_buttons_ask_for_the_database_and_generate_the_secret() -> None:
 
 
 def test_the_buttons_name_only_settings_that_there_are() -> None:
-    settings = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    assert set(APP_JSON["env"]) <= set(settings)
+    assert set(APP_JSON["env"]) <= SETTINGS
 
 
 def test_render_starts_what_the_procfile_starts() -> None:
@@ -352,7 +353,7 @@ def test_render_starts_what_the_procfile_starts() -> None:
 def test_railway_and_fly_wait_for_the_end_of_a_stop(deployed: Deployed) -> None:
     seconds = int(deployed.configuration["graceful_timeout"])
     assert RAILWAY_JSON["deploy"]["drainingSeconds"] > seconds
-    assert tomllib.loads(example("toml", "fly.toml"))["kill_timeout"] > seconds
+    assert tomllib.loads(code(GUIDE, "toml", "fly.toml"))["kill_timeout"] > seconds
 
 
 def test_the_platforms_get_a_python_on_which_the_workflow_tests() -> None:
@@ -512,29 +513,20 @@ def test_compose_asks_for_every_secret_and_publishes_only_the_service() -> None:
     assert api["ports"] == ["127.0.0.1:8000:8000"]
     assert image_environment()["PORT"] == "8000"
     assert "ports" not in database
-    settings = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    assert set(api["environment"]) == set(settings) - {"ALLOW_ANYONE", "PORT"}
-
-
-def example(language: str, part: str) -> str:
-    """The one block of code in the guide that has this `part`."""
-    guide = (ROOT / "docs/deploy.md").read_text()
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
-    (block,) = (block for block in blocks if part in block)
-    return block
+    assert set(api["environment"]) == SETTINGS - {"ALLOW_ANYONE", "PORT"}
 
 
 def test_fly_leads_to_the_port_of_the_image() -> None:
-    config = tomllib.loads(example("toml", "fly.toml"))
+    config = tomllib.loads(code(GUIDE, "toml", "fly.toml"))
     assert str(config["http_service"]["internal_port"]) == image_environment()["PORT"]
 
 
 def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path) -> None:
     link_repository(tmp_path)
-    (tmp_path / "index.py").write_text(example("python", "index.py"))
+    (tmp_path / "index.py").write_text(code(GUIDE, "python", "index.py"))
     secret = "s" * 32
     token = jwt.encode({"sub": "ann@用户", "exp": int(time.time()) + 60}, secret, "HS256")
-    code = (
+    script = (
         "import index\n"
         "from werkzeug.test import create_environ\n"
         "def visit(path, **headers):\n"
@@ -546,7 +538,7 @@ def test_the_entry_of_vercel_is_an_application(database_url: str, tmp_path: Path
         f"assert visit(path, HTTP_AUTHORIZATION='Bearer {token}') == b'[]\\n'\n"
     )
     environment = {"VERCEL": "1", "DATABASE_URL": database_url, "JWT_SECRET": secret}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert [line[:3] for line in done.stdout.splitlines()] == ["200", "401", "200"]
 

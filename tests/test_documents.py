@@ -24,6 +24,8 @@ DOCUMENTS = [
 ]
 README = (ROOT / "README.md").read_text()
 SECRET = "a secret of more than 32 bytes, for tests"
+EXAMPLE = (ROOT / ".env.example").read_text()
+SETTINGS = set(re.findall(r"^# ([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)\)")
 
 
@@ -46,10 +48,8 @@ def test_every_guide_is_linked_from_the_readme() -> None:
 
 
 def test_the_readme_explains_every_setting_of_the_example() -> None:
-    example = (ROOT / ".env.example").read_text()
-    names = re.findall(r"^# ([A-Z_]+)=", example, re.MULTILINE)
     table = README.partition("## Settings")[2].partition("## ")[0]
-    assert set(re.findall(r"`([A-Z_]+)`", table)) >= set(names)
+    assert set(re.findall(r"`([A-Z_]+)`", table)) >= SETTINGS
 
 
 def test_the_picture_is_a_small_one() -> None:
