@@ -212,8 +212,8 @@ def test_a_member_that_cannot_be_read_does_not_hide_a_key(issuer: Issuer, member
 def test_the_answer_and_the_log_say_that_no_key_is_usable(issuer: Issuer, tmp_path: Path) -> None:
     key = Key("RS256", "1", alg="RSA-OAEP")
     issuer.publish(key)
-    with Server(tmp_path, JWT_JWKS_URL=issuer.url) as server, User(server, "ann") as ann:
-        ann.headers["Authorization"] = f"Bearer {key.sign(CLAIMS, 'RS256')}"
+    token = key.sign(CLAIMS, "RS256")
+    with Server(tmp_path, JWT_JWKS_URL=issuer.url) as server, User(server, "ann", token) as ann:
         answer = ann.get("/tasks")
         assert (answer.status_code, answer.json()["detail"]) == (503, UNUSABLE)
         assert answer.headers["Retry-After"] == "1"

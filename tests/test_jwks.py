@@ -44,8 +44,8 @@ def issuer(old: Key) -> Iterator[Issuer]:
 
 def call(server: Server, key: Key, **headers: object) -> requests.Response:
     token = key.sign({"sub": "ann", "exp": int(time.time()) + 300}, **headers)
-    with User(server, "ann") as ann:
-        return ann.get("/tasks", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    with User(server, "ann", token) as ann:
+        return ann.get("/tasks", timeout=10)
 
 
 def is_fetching(keys: KeySet) -> bool:

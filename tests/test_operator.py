@@ -329,8 +329,7 @@ def test_a_token_of_the_command_is_one_that_the_server_takes(tmp_path: Path) -> 
     """Flask reads `.env` by itself, and looks up what follows a `$`."""
     (tmp_path / ".env").write_text("HOST=x\nJWT_SECRET=correct-horse-battery-staple-${HOST}$HOME\n")
     token = flask(tmp_path, "token", "ann").stdout.strip()
-    with Server(tmp_path) as server, User(server, "ann") as ann:
-        ann.headers["Authorization"] = f"Bearer {token}"
+    with Server(tmp_path) as server, User(server, "ann", token) as ann:
         assert ann.tasks() == []
 
 

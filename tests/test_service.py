@@ -113,8 +113,7 @@ def test_a_request_for_which_there_is_no_memory_is_no_bug(tmp_path: Path, place:
     app = changed_app(tmp_path, f"import jwt, orjson\n{fail}{place} = fail")
     secret = {"JWT_SECRET": "s" * 32} if "jwt" in place else {}
     server = Server(tmp_path, app=app, **secret)
-    with server, User(server, "ann") as ann:
-        ann.headers["Authorization"] = "Bearer a.b.c"
+    with server, User(server, "ann", "a.b.c") as ann:
         answer = ann.post("/tasks", json={"title": "x"})
     assert answer.status_code == 503
     assert "may or may not have been made" in answer.json()["detail"]

@@ -88,8 +88,7 @@ def page(issuer: BetterAuth) -> Iterator[Page]:
 @pytest.fixture
 def user(server: Server, page: Page) -> Iterator[User]:
     """The page's user, with a token."""
-    with User(server, page.user_id) as user:
-        user.headers["Authorization"] = f"Bearer {page.token()}"
+    with User(server, page.user_id, page.token()) as user:
         yield user
 
 

@@ -122,9 +122,8 @@ def test_no_user_is_signed_out_while_no_thread_can_fetch_the_keys(
     issuer.say(b"<html>", "503 Service Unavailable")
     with (
         Server(tmp_path, before=limited, WEB_CONCURRENCY="1", **options) as server,
-        User(server, "ann") as ann,
+        User(server, "ann", token) as ann,
     ):
-        ann.headers["Authorization"] = f"Bearer {token}"
         assert ann.get("/tasks").status_code == 503
         with no_thread_left(limited):
             issuer.publish(key)

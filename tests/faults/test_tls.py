@@ -150,8 +150,7 @@ def test_the_keys_of_an_issuer_come_over_tls_from_who_it_says_it_is(
     statuses = []
     for authorities in (certificate, tmp_path / "nowhere"):
         trusts = {"JWT_JWKS_URL": issuer.url, "SSL_CERT_FILE": str(authorities)}
-        with Server(tmp_path, **trusts) as server, User(server, "ann") as ann:
-            ann.headers["Authorization"] = f"Bearer {token}"
+        with Server(tmp_path, **trusts) as server, User(server, "ann", token) as ann:
             statuses.append(ann.get("/tasks").status_code)
     issuer.close()
     assert statuses == [200, 503]

@@ -202,7 +202,7 @@ class Load:
         self._threads = [threading.Thread(target=self._live, args=(n,)) for n in range(clients)]
 
     def __enter__(self) -> "Load":
-        with self._sign_in() as user:
+        with User(self.server, self.user, self.token) as user:
             self._tasks = [user.create(f"flip {n}")["id"] for n in range(len(self._threads))]
         self.started = time.monotonic()
         for thread in self._threads:
@@ -213,12 +213,6 @@ class Load:
         self._going = False
         for thread in self._threads:
             thread.join(30)
-
-    def _sign_in(self) -> User:
-        user = User(self.server, self.user)
-        if self.token:
-            user.headers["Authorization"] = f"Bearer {self.token}"
-        return user
 
     def _ask(self, user: User, method: str, path: str, body: Any = None) -> Answer | None:
         """The answer; None if whatever was asked for may or may not have been done."""
@@ -235,7 +229,7 @@ class Load:
     def _live(self, number: int) -> None:
         task = self._tasks[number]
         self.flipped[task] = False
-        with self._sign_in() as user:
+        with User(self.server, self.user, self.token) as user:
             turn = 0
             while self._going:
                 turn += 1
@@ -276,7 +270,7 @@ class Load:
         What was refused has not been done. Only no answer at all, or one that says so, leaves open
         what has been.
         """
-        with self._sign_in() as user:
+        with User(self.server, self.user, self.token) as user:
             tasks = user.tasks()
         titles = Counter(task["title"] for task in tasks)
         states = {task["id"]: task["completed"] for task in tasks}

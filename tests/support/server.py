@@ -183,9 +183,11 @@ class Connections(HTTPAdapter):
 class User(requests.Session):
     """A user of the API: `user.post("/tasks", json=...)` goes to this user's own path."""
 
-    def __init__(self, server: Server, name: str) -> None:
+    def __init__(self, server: Server, name: str, token: str = "") -> None:
         super().__init__()
         self.trust_env = False
+        if token:
+            self.headers["Authorization"] = f"Bearer {token}"
         self.mount(server.url, Connections(server))
         self.server = server
         self.name = name
