@@ -1,9 +1,14 @@
 """The settings that decide who may call: the keys of tokens, and the origins of web pages."""
 
 import re
+from base64 import b64decode
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.x509 import load_der_x509_certificate
 from jwt import InvalidKeyError
 from jwt.algorithms import HMACAlgorithm
 
@@ -64,6 +69,11 @@ def read_callers(variables: Variables) -> dict[str, Any]:
 
 def is_secret(secret: str) -> bool:
     """Whether PyJWT signs with `secret`. Everybody could sign with a public key."""
+    # Without its first and last line, as Keycloak shows a key, it is a secret to PyJWT.
+    for load in (load_der_public_key, load_der_x509_certificate):
+        with suppress(ValueError, UnsupportedAlgorithm):
+            load(b64decode(secret))
+            return False
     try:
         return bool(HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret))
     except InvalidKeyError:

@@ -14,6 +14,12 @@ import settings
 
 NEON = "postgresql://ann:p%40ss@ep-x.eu.neon.tech/db"
 NO_KEY = "JWT_JWKS_URL or JWT_SECRET"
+# Without its first and last line, as Keycloak shows it.
+CERTIFICATE = (
+    "MIGrMF+gAwIBAgIBATAFBgMrZXAwADAeFw0yNjAxMDEwMDAwMDBaFw0yNzAxMDEwMDAwMDBaMAAwKjAFBgMrZXADIQCQ"
+    "AMalU1nYWh+/YX1MAhiJiYSfDJ0nFRsJKIjMC6YNuDAFBgMrZXADQQDwRL6nmIn+F23NvUGcpY30szLf0BP1uNuQXrZ+"
+    "GixIYhR/CUJKV/HuNw3bEdv8wZ/0HlMLIuk8ZoOiAEYB8PcP"
+)
 
 
 def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -232,6 +238,8 @@ PRIVATE_HOSTS = [
         ("JWT_SECRET", "x" * 31),
         ("JWT_SECRET", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEabcdefgh ann@example.com"),
         ("JWT_SECRET", r"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----"),
+        ("JWT_SECRET", "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="),
+        ("JWT_SECRET", CERTIFICATE),
         ("JWT_SECRET", f" '{'x' * 31}'\n"),
         ("JWT_SECRET", "x" * 32 + '"'),
         ("JWT_SECRET", "'" + "x" * 32),
