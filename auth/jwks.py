@@ -39,6 +39,7 @@ PUBLIC_MEMBERS = {"kty", "crv", "x", "y", "n", "e"}
 # The keys by id and by algorithm: keys of two types may have one id (RFC 7517, section 4.5).
 Keys = dict[str | None, dict[str, PyJWK]]
 
+FETCHING = "The keys of the token issuer are being fetched. Try again soon."
 UNREACHABLE = "The keys of the token issuer cannot be reached. Try again soon."
 UNUSABLE = "The token issuer publishes no key that this server can use."
 
@@ -91,7 +92,7 @@ class KeySet:
     def _wait_for(self, fetching: threading.Thread) -> None:
         if fetching.is_alive():
             if not self._waiting.acquire(blocking=False):
-                raise ServiceUnavailable(UNREACHABLE, retry_after=1)
+                raise ServiceUnavailable(FETCHING, retry_after=1)
             try:
                 fetching.join(FETCH_TIMEOUT_S)  # A lookup or a slow head can take longer.
             finally:

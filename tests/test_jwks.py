@@ -357,6 +357,28 @@ def test_a_hanging_issuer_does_not_hold_up_who_waits_in_line(
     assert took[-jwks.MAX_WAITING] > 0.9
 
 
+def test_who_comes_during_a_fetch_is_not_told_that_the_issuer_is_away(
+    issuer: Issuer, new: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When an issuer rotates its keys, many tokens name the new one at once."""
+    monkeypatch.setattr(jwks, "FETCH_PAUSE_S", 0.0)
+    keys = KeySet(issuer.url)
+    assert keys.find("old")
+    issuer.publish(new)
+    issuer.drip = 0.5 / len(issuer.document)
+
+    def find(_: int) -> str | None:
+        try:
+            assert keys.find("new")
+        except ServiceUnavailable as refusal:
+            return refusal.description
+        return None
+
+    with ThreadPoolExecutor(16) as pool:
+        refusals = set(pool.map(find, range(16)))
+    assert refusals == {None, "The keys of the token issuer are being fetched. Try again soon."}
+
+
 def test_a_new_key_is_not_refused_while_the_issuer_is_away(
     issuer: Issuer, old: Key, new: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
