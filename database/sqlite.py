@@ -65,13 +65,17 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             file = self._find_file()
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
-        self._wal = file_identity(f"{self.database}-wal")
+        self._wal = file_identity(self._beside("-wal"))
         self._opened.file = file
         return connected
 
     def _find_file(self) -> FileIdentity:
         """The database's file. One that was emptied is gone: SQLite would drop its log."""
         return file_identity(self.database, min_bytes=1)
+
+    def _beside(self, ending: str) -> str:
+        """The path of a file of SQLite: if `database` is a link, it is beside the target."""
+        return f"{os.path.realpath(self.database)}{ending}"
 
     def _check_file(self, file: FileIdentity) -> None:
         """Raise OperationalError if `file` was removed, replaced or emptied."""
@@ -114,8 +118,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         SQLite itself never empties it while there is always a reader.
         https://www.sqlite.org/wal.html#avoiding_excessively_large_wal_files
         """
-        wal = f"{self.database}-wal"
         with suppress(OSError, sqlite3.Error):  # The statement has succeeded.
+            wal = self._beside("-wal")
             if os.path.getsize(wal) > self._max_log_bytes:
                 connection.execute(f"PRAGMA busy_timeout = {LOG_WAIT_MS}")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -125,7 +129,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
     def _schema_lock(self) -> Iterator[None]:
         self.close()
         try:
-            with folder_lock(Path(self.database).parent):
+            with folder_lock(Path(self.database).resolve().parent):
                 self._keep_old_wal()
                 self._file = None
                 self.execute_sql("PRAGMA journal_mode = WAL")
@@ -144,16 +148,16 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
         SQLite would delete it, or write it into the new file.
         """
-        wal, file = Path(f"{self.database}-wal"), self._find_file()
+        wal, file = Path(self._beside("-wal")), self._find_file()
         if self._file and file is None:  # If it was emptied, the other processes must notice.
-            Path(self.database).resolve().unlink(missing_ok=True)
+            Path(self._beside("")).unlink(missing_ok=True)
         is_old_wal = file_identity(str(wal)) in {None, self._wal}
         was_replaced = self._file not in {None, file} and is_old_wal
         if file is None or was_replaced:
             if wal.exists():
                 wal.rename(f"{wal}.old")
             # The log's index. SQLite would believe it as long as a connection has it open.
-            Path(f"{self.database}-shm").unlink(missing_ok=True)
+            Path(self._beside("-shm")).unlink(missing_ok=True)
 
 
 def lock_wait_s() -> float:

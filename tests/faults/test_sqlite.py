@@ -233,6 +233,30 @@ def test_the_log_of_a_file_that_is_moved_away_is_kept(tmp_path: Path, had_it_ope
     assert found == [(title,) for title in titles]
 
 
+def test_a_file_behind_a_link_is_replaced_and_moved_away(tmp_path: Path) -> None:
+    """SQLite keeps the log beside the file, not beside the link."""
+    link, file = tmp_path / "tasks.db", tmp_path / "data" / "shared.db"
+    backup, moved = tmp_path / "backup.db", tmp_path / "moved.db"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    options = {"DATABASE_URL": f"sqlite:///{link}", "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, **options) as server, User(server, "ann") as ann:
+        ann.create("old")
+        change_by_hand(f"sqlite:///{file}", f"VACUUM INTO '{backup}'")
+        for n in range(9):
+            ann.create(f"lost {n}")
+        backup.rename(file)
+        eventually(lambda: ann.post("/tasks", json={"title": "new"}).status_code == 201, 5)
+        assert [task["title"] for task in ann.tasks()] == ["old", "new"]
+        file.rename(moved)
+        eventually(lambda: ann.post("/tasks", json={"title": "newer"}).status_code == 201, 5)
+        Path(f"{file}-wal.old").rename(f"{moved}-wal")
+        assert [task["title"] for task in ann.tasks()] == ["newer"]
+    with closing(sqlite3.connect(moved)) as connection:
+        found = connection.execute("SELECT title FROM task ORDER BY created_at").fetchall()
+    assert found == [("old",), ("new",)]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
