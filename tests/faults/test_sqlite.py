@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ import psutil
 import pytest
 import requests
 from support.network import Load, eventually
-from support.server import HASTY, REAL, Server, User, change_by_hand, fill
+from support.server import HASTY, REAL, ROOT, Server, User, change_by_hand, fill
 
 from database.sqlite import Sqlite
 from models import fetch_all
@@ -255,6 +256,32 @@ def test_a_file_behind_a_link_is_replaced_and_moved_away(tmp_path: Path) -> None
     with closing(sqlite3.connect(moved)) as connection:
         found = connection.execute("SELECT title FROM task ORDER BY created_at").fetchall()
     assert found == [("old",), ("new",)]
+
+
+def test_a_backup_ends_while_others_write(tmp_path: Path) -> None:
+    """The command of docs/deploy.md, and its restore."""
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    back_up, restore = re.findall(r'`(sqlite3 tasks.db ".+?")`', guide)
+    url, stopped = f"sqlite:///{tmp_path / 'tasks.db'}", threading.Event()
+    with Server(tmp_path, DATABASE_URL=url) as server, User(server, "ann") as ann:
+        ann.create(description="x" * 5000)
+        fill(url, "ann", 20_000)
+
+        def write() -> None:
+            with User(server, "bob") as bob:
+                while not stopped.is_set():
+                    bob.create()
+
+        with ThreadPoolExecutor(4) as pool:
+            writers = [pool.submit(write) for _ in range(4)]
+            try:
+                subprocess.run(back_up, shell=True, cwd=tmp_path, check=True, timeout=20)
+            finally:
+                stopped.set()
+        assert [writer.result() for writer in writers] == [None] * 4
+    subprocess.run(restore, shell=True, cwd=tmp_path, check=True, timeout=20)
+    assert change_by_hand(url, "SELECT count(*) FROM task WHERE user_id = 'ann'") == [(20_001,)]
+    assert change_by_hand(url, "PRAGMA integrity_check") == [("ok",)]
 
 
 @pytest.fixture
