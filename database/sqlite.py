@@ -132,9 +132,10 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             with folder_lock(Path(self.database).resolve().parent):
                 self._keep_old_wal()
                 self._file = None
+                yield
+                # Not before: the file may be of another program, which does not expect it.
                 self.execute_sql("PRAGMA journal_mode = WAL")
                 self._file = self._find_file()
-                yield
         except (OSError, peewee.DatabaseError) as error:
             original = getattr(error, "orig", error)
             if getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:

@@ -373,6 +373,16 @@ def test_a_table_task_in_another_case_stays_as_it_was(tmp_path: Path, own_url: s
     assert change_by_hand(own_url, "SELECT name FROM sqlite_master") == [("Task",)]
 
 
+@pytest.mark.parametrize("own_url", ["sqlite"], indirect=True)
+def test_a_file_of_another_program_stays_as_it_was(tmp_path: Path, own_url: str) -> None:
+    """A log beside it would be kept for good, and its program may not expect one."""
+    change_by_hand(own_url, "CREATE TABLE task (id integer)")
+    before = Path(own_url.removeprefix("sqlite:///")).read_bytes()
+    assert "table `task`" in refusal(Server(tmp_path, DATABASE_URL=own_url))
+    assert change_by_hand(own_url, "PRAGMA journal_mode") == [("delete",)]
+    assert Path(own_url.removeprefix("sqlite:///")).read_bytes() == before
+
+
 def test_the_indexes_of_a_kept_copy_stop_the_start(tmp_path: Path, own_url: str) -> None:
     assert run_command(tmp_path, "migrate", DATABASE_URL=own_url).exit_code == 0
     change_by_hand(own_url, "ALTER TABLE task RENAME TO task_old")
