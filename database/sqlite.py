@@ -39,7 +39,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(
-            file,
+            os.path.abspath(file),  # SQLite can take a name that begins with `file:` for a URI.
             threads=threads,
             timeout=LOCK_TIMEOUT_S,
             pragmas={"synchronous": "full"},

@@ -72,6 +72,12 @@ def test_a_list_that_fails_leaves_no_old_state_behind(tmp_path: Path) -> None:
         bob.create()
 
 
+def test_a_name_that_begins_like_a_uri_is_a_name(tmp_path: Path) -> None:
+    with Server(tmp_path, DATABASE_URL="sqlite:///file:x.db") as server, User(server, "ann") as ann:
+        ann.create()
+        assert (tmp_path / "file:x.db").exists() and not (tmp_path / "x.db").exists()
+
+
 def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
     """It survives a power failure, which no test can make: https://sqlite.org/pragma.html"""
     database = Sqlite(str(tmp_path / "tasks.db"), threads=20)
