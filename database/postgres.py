@@ -284,6 +284,8 @@ def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: R
         timeout = f"SET LOCAL statement_timeout = {int(seconds * 1000)}; "
         cursor.execute(f"{connection.preamble}{timeout}{sql}", values)
         connection.preamble = ""
+        # psycopg2 keeps what another client of a pooler has subscribed to with LISTEN.
+        connection.notifies.clear()
         return read(cursor)
 
 

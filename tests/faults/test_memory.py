@@ -97,6 +97,36 @@ def test_any_number_of_tags_costs_the_same_memory(tmp_path: Path, own_url: str) 
     assert after < before + GROWTH_MB
 
 
+def test_notifications_for_another_client_of_a_pooler_are_not_kept(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """Behind a pooler, a connection can have the LISTEN of another client; here, a trigger's."""
+    url = cluster.url(database)
+    with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
+        (worker,) = psutil.Process(server.process.pid).children()
+        with User(server, "ann") as user:
+            user.create()
+            cluster.execute(
+                """
+                CREATE FUNCTION notify() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                    LISTEN tasks;
+                    PERFORM pg_notify('tasks', repeat('x', 7900) || n)
+                        FROM generate_series(1, 100) AS n;
+                    RETURN NULL;
+                END $$;
+                CREATE TRIGGER notify AFTER INSERT ON task EXECUTE FUNCTION notify();
+                """,
+                database,
+            )
+            user.create()
+            before = worker.memory_info().rss / 2**20
+            for _ in range(40):
+                user.create()
+            after = worker.memory_info().rss / 2**20
+    print(f"\n4,000 notifications: {before:.1f} MB before, {after:.1f} MB after")
+    assert after < before + GROWTH_MB
+
+
 @pytest.mark.parametrize(
     ("name", "method", "tags", "expected"),
     [
