@@ -144,10 +144,15 @@ class Worker(ThreadWorker):
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:
         super().check_config(cfg, log)
+        limits = (cfg.limit_request_line, cfg.limit_request_fields, cfg.limit_request_field_size)
         unsupported = [
             ("certfile, keyfile", cfg.is_ssl, "use a proxy that terminates TLS"),
             ("proxy_protocol", cfg.proxy_protocol != "off", "let the proxy speak HTTP"),
             ("http_parser", cfg.http_parser != "python", "leave it as it is"),
+            # The parser would find another end of a request than the event loop.
+            ("strip_header_spaces", cfg.strip_header_spaces, "leave it as it is"),
+            ("permit_obsolete_folding", cfg.permit_obsolete_folding, "leave it as it is"),
+            ("limit_request_* of 0", not all(limits), "set a limit"),
             # Gunicorn would set it after the settings have been read.
             ("env", cfg.env, "set the variable before the start, or in .env"),
         ]

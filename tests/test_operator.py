@@ -517,10 +517,17 @@ def test_a_body_that_a_server_has_whole_needs_no_length(tmp_path: Path) -> None:
         ["--certfile", __file__, "--keyfile", __file__],
         ["--proxy-protocol"],
         ["--http-parser", "fast"],
+        # The event loop would take the body of a request for the next request.
+        ["--strip-header-spaces"],
+        ["--permit-obsolete-folding"],
+        # Each request, also of /health, would be refused.
+        ["--limit-request-line", "0"],
+        ["--limit-request-fields", "0"],
+        ["--limit-request-field_size", "0"],
         # Without it, anyone would be let in.
         ["--env", f"JWT_SECRET={'sesame' * 6}"],
     ],
-    ids=["TLS", "PROXY", "parser", "environment"],
+    ids=["TLS", "PROXY", "parser", "spaces", "folding", "line", "fields", "size", "environment"],
 )
 def test_an_option_that_would_not_work_stops_the_start(
     tmp_path: Path, arguments: list[str]
