@@ -261,8 +261,8 @@ def write_once(
 ) -> ModelUpdate:
     """Change the `owned` tasks that fit the `condition`.
 
-    A task for which `stays` is true keeps its values. By default, that is a task which an earlier
-    attempt has changed, whatever others have written since.
+    A task for which `stays` is true gets only the mark of this write. By default, that is a task
+    which an earlier attempt has changed, whatever others have written since.
     """
     changes = changes | {Task.revision: NEW_REVISION}
     once = {field: sql.when(stays, field, value) for field, value in changes.items()}
@@ -319,9 +319,10 @@ def toggle_task(user_id: str, task_id: TaskId, expected: Expected) -> StoredTask
 def write_task(
     query: Query, user_id: str, task_id: TaskId, expected: Expected, *variant: Any, **options: Any
 ) -> Any:
-    """Send a write of one task, and return its row. Raises NotFound or PreconditionFailed.
+    """Send a write of one task with the `options` of `send`, and return its row.
 
-    Only a conditional write that finds no row needs a second statement.
+    Only a conditional write that finds no row needs a second statement. Raises NotFound or
+    PreconditionFailed.
     """
     values = options | {"user_id": user_id, "id": task_id, "expected": expected}
     values["revision"] = new_revision()
