@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -21,6 +20,7 @@ import psycopg2
 import pytest
 import requests
 from support.commands import run_command
+from support.mounts import mounting
 from support.network import Load, Network, eventually
 from support.server import HASTY, REAL, Server, User, changed_app
 
@@ -282,12 +282,9 @@ def test_a_server_whose_shared_memory_cannot_be_written_starts(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
     """Such as a container with a read-only file system and a folder /tmp."""
-    mount = ["unshare", "--mount", "sh", "-c"]
-    mount += ['mount -t tmpfs -o ro none /dev/shm && cd / && exec "$@"', "sh"]
-    if os.geteuid() != 0 or subprocess.run([*mount, "true"]).returncode != 0:
-        pytest.skip("a folder cannot be mounted here")
+    before = [*mounting("-t", "tmpfs", "-o", "ro", "none", "/dev/shm"), "env", "--chdir=/"]
     with (
-        Server(tmp_path, before=mount, DATABASE_URL=cluster.url(database)) as server,
+        Server(tmp_path, before=before, DATABASE_URL=cluster.url(database)) as server,
         User(server, "ann") as user,
     ):
         user.create()
@@ -297,15 +294,13 @@ def test_a_server_whose_shared_memory_cannot_be_written_starts(
 @pytest.fixture
 def silent_resolver(tmp_path: Path) -> Iterator[tuple[list[str], socket.socket]]:
     """A command that runs another one where the only resolver never answers, and its socket."""
-    if os.geteuid() != 0 or not shutil.which("unshare"):
-        pytest.skip("a resolver cannot be replaced here")
+    address = f"127.53.{randrange(256)}.{randrange(256)}"  # Another run may have its own.
+    configuration = tmp_path / "resolv.conf"
+    configuration.write_text(f"nameserver {address}\noptions timeout:5 attempts:2\n")
+    command = mounting("--bind", str(configuration), "/etc/resolv.conf")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
-        address = f"127.53.{randrange(256)}.{randrange(256)}"  # Another run may have its own.
         resolver.bind((address, 53))
-        configuration = tmp_path / "resolv.conf"
-        configuration.write_text(f"nameserver {address}\noptions timeout:5 attempts:2\n")
-        mount = f'mount --bind {configuration} /etc/resolv.conf && exec "$@"'
-        yield ["unshare", "--mount", "sh", "-c", mount, "sh"], resolver
+        yield command, resolver
 
 
 @pytest.mark.parametrize(
@@ -384,10 +379,7 @@ def test_one_port_is_that_of_every_host(
 ) -> None:
     """A name with two addresses, as `localhost` often is, counts as two."""
     (tmp_path / "hosts").write_text("127.0.0.1 twice\n127.0.0.2 twice\n")
-    mount = ["unshare", "--mount", "sh", "-c"]
-    mount += ['mount --bind "$0" /etc/hosts && exec "$@"', str(tmp_path / "hosts")]
-    if os.geteuid() != 0 or subprocess.run([*mount, "true"]).returncode != 0:
-        pytest.skip("the names of hosts cannot be replaced here")
+    mount = mounting("--bind", str(tmp_path / "hosts"), "/etc/hosts")
     port = str(cluster.port)
     url = cluster.url(database).replace(f"127.0.0.1:{port}", hosts)
     options = {"DATABASE_URL": f"{url}?port={port}"} if is_in_url else {"PGPORT": port}

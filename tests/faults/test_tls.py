@@ -8,21 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+from support.mounts import mounting
 from support.network import Load
 from support.server import APPLIED, ROOT, Server, User
 
 from testbed.cluster import Cluster
 from testbed.issuer import Issuer, Key
 
-# Puts the folder $0 in the place of $1, for the command behind them alone.
-WITH_FOLDER = 'mount --bind "$0" "$1" && shift && exec "$@"'
-
 
 @pytest.fixture
 def trusting(tmp_path: Path, certificate: Path) -> list[str]:
     """What to put before a command for which `certificate` is the only authority of the system."""
-    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"]).returncode != 0:
-        pytest.skip("the system's certificates cannot be replaced here")
     folder = tmp_path / "certs"
     folder.mkdir()
     hashed = ["openssl", "x509", "-hash", "-noout", "-in", str(certificate)]
@@ -30,7 +26,7 @@ def trusting(tmp_path: Path, certificate: Path) -> list[str]:
     for file in (f"{name}.0", "ca-certificates.crt"):
         (folder / file).write_bytes(certificate.read_bytes())
     system = ssl.get_default_verify_paths().openssl_capath
-    return ["unshare", "--mount", "sh", "-c", WITH_FOLDER, str(folder), os.path.realpath(system)]
+    return mounting("--bind", str(folder), os.path.realpath(system))
 
 
 def migrate(
