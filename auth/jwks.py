@@ -54,7 +54,7 @@ class KeySet:
     """The key set at `url` (RFC 7517), fetched in the background when a token needs it."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._url, self._address = url, url.partition("?")[0]  # A query can contain an API key.
         self._keys: Keys = {}
         self._stale_at = self._next_fetch_at = 0.0
         self._failures = 0  # Since the last fetch that succeeded.
@@ -97,6 +97,9 @@ class KeySet:
                 fetching.join(FETCH_TIMEOUT_S)  # A lookup or a slow head can take longer.
             finally:
                 self._waiting.release()
+            if fetching.is_alive():
+                said = "the keys at %s could not be fetched within %g s"
+                log.warning(said, self._address, FETCH_TIMEOUT_S)
 
     def _start_fetch(self) -> threading.Thread:
         """Start a fetch unless one is running or it is too early, and return the latest one."""
@@ -120,8 +123,7 @@ class KeySet:
             self._note_failure(error)
 
     def _note_failure(self, error: Exception) -> None:
-        address = self._url.partition("?")[0]  # A query can contain an API key.
-        log.warning("the keys at %s could not be fetched: %.300r", address, error)
+        log.warning("the keys at %s could not be fetched: %.300r", self._address, error)
         self._failures += 1
         self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
         # The pause is short, and doubles: until then, a token of an unknown key is a 503.

@@ -210,6 +210,21 @@ def test_a_head_that_does_not_end_holds_one_thread(
     assert issuer.requests == 3
 
 
+def test_the_log_explains_a_503_while_a_lookup_hangs(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A resolver can take half a minute until it gives up, and only then does the fetch fail."""
+    ended = threading.Event()
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: ended.wait(10))
+    keys = KeySet(f"{issuer.url}?apikey=secret9")
+    with caplog.at_level(logging.WARNING, "tasks.jwks"), pytest.raises(ServiceUnavailable):
+        keys.find("old")
+    assert caplog.messages == [f"the keys at {issuer.url} could not be fetched within 0.2 s"]
+    ended.set()
+    eventually(lambda: not is_fetching(keys), 3)
+
+
 def test_a_fetch_that_ends_right_after_the_wait_signs_nobody_out(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
