@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 from contextlib import suppress
 from time import monotonic
@@ -123,7 +124,9 @@ class KeySet:
             self._note_failure(error)
 
     def _note_failure(self, error: Exception) -> None:
-        log.warning("the keys at %s could not be fetched: %.300r", self._address, error)
+        # An error about the proxy's address quotes it, perhaps with its password.
+        cause = re.sub(r"\S*@", "", repr(error)[:300])
+        log.warning("the keys at %s could not be fetched: %s", self._address, cause)
         self._failures += 1
         self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE
         # The pause is short, and doubles: until then, a token of an unknown key is a 503.

@@ -152,6 +152,18 @@ def test_no_proxy_comes_between_this_machine_and_itself(
     proxy.close()
 
 
+def test_the_log_does_not_have_the_password_of_a_proxy_that_was_mistyped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("https_proxy", "http:/ann:secret9@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    keys = KeySet("https://localhost:9/jwks")
+    with caplog.at_level(logging.WARNING, "tasks.jwks"), pytest.raises(ServiceUnavailable):
+        keys.find("old")
+    assert "proxy URL with no authority: 127.0.0.1:9" in caplog.text
+    assert "secret9" not in caplog.text
+
+
 def test_a_download_that_takes_too_long_does_not_hold_up_the_next(
     issuer: Issuer, old: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
