@@ -7,6 +7,7 @@ import logging.config
 import os
 import re
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from random import getrandbits
@@ -85,6 +86,8 @@ class StderrHandler(logging.Handler):
     """
 
     dropped = 0
+    # Ends a line of which only the beginning was written, so that the next one can be read.
+    cut = b""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,16 +95,17 @@ class StderrHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         try:
-            line = f"{self.format(record)}\n".encode()
-            write(self.file, line, 0 if self.dropped else MAX_WRITE_S)
-        except OSError:
-            self.dropped += 1
+            line = self.cut + f"{self.format(record)}\n".encode()
+            rest = write(self.file, line, 0 if self.dropped else MAX_WRITE_S)
+            if len(rest) < len(line):
+                self.cut = b"\n" if rest else b""
+            if rest:
+                self.dropped += 1
+            elif self.dropped:
+                number, self.dropped = self.dropped, 0
+                log.warning("about %d lines of the log were dropped: no space was left", number)
         except Exception:
             self.handleError(record)
-        else:
-            number, self.dropped = self.dropped, 0
-            if number:
-                log.warning("about %d lines of the log were dropped: no space was left", number)
         return True
 
 
@@ -118,20 +122,20 @@ def open_terminal() -> int:
         return 2
 
 
-def write(file: int, line: bytes, patience_s: float) -> None:
+def write(file: int, line: bytes, patience_s: float) -> bytes:
     """Write to the standard error stream, in one system call unless the line is long.
 
-    If a pipe has any space, it has some for PIPE_BUF bytes. Raises OSError without space.
+    If a pipe has any space, it has some for PIPE_BUF bytes. Returns what there was no space for.
     """
     until = monotonic() + patience_s
-    while line:
-        if not select([], [file], [], patience_s)[1]:
-            raise TimeoutError
-        try:
-            line = line[os.write(file, line[:PIPE_BUF]) :]
-        except BlockingIOError:  # Perhaps another thread or program writes to the terminal now.
-            if monotonic() >= until:
-                raise
+    with suppress(OSError):  # Such as a full disk, or a pipe that nobody will read.
+        while line and select([], [file], [], patience_s)[1]:
+            try:
+                line = line[os.write(file, line[:PIPE_BUF]) :]
+            except BlockingIOError:  # Perhaps another thread or program writes to the terminal now.
+                if monotonic() >= until:
+                    break
+    return line
 
 
 class GunicornFilter(logging.Filter):

@@ -333,6 +333,21 @@ def test_a_log_of_long_lines_that_nobody_reads_stops_nothing(tmp_path: Path) -> 
     os.close(reader)
 
 
+def test_after_a_line_that_was_cut_the_log_can_be_read(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with Server(tmp_path, output=writer, WEB_CONCURRENCY="1") as server:
+        os.close(writer)
+        for _ in range(30):
+            assert requests.get(f"{server.url}/{'a' * 8000}", timeout=5).status_code == 404
+        cut = os.read(reader, 2**20).splitlines(keepends=True)[-1]
+        assert not cut.endswith(b"\n")
+        assert requests.get(f"{server.url}/health", timeout=5).status_code == 200
+        end, *lines = os.read(reader, 2**20).split(b"\n")[:-1]
+        assert end == b""
+        assert {json.loads(line)["level"] for line in lines} == {"info", "warning"}
+    os.close(reader)
+
+
 def test_a_terminal_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
     """Such as one that was stopped with Ctrl+S. It can have space for a part of a line."""
     reader, writer = os.openpty()
@@ -358,7 +373,7 @@ def test_a_terminal_to_which_several_write_at_once_loses_no_line() -> None:
 
     def log(_: int) -> None:
         for _ in range(2000):
-            logs.write(terminal, b"x" * 80 + b"\n", 5)
+            assert logs.write(terminal, b"x" * 80 + b"\n", 5) == b""
 
     drainer = threading.Thread(target=drain)
     drainer.start()
