@@ -22,6 +22,7 @@ from peewee import (
     Model,
     ModelUpdate,
     Node,
+    Select,
     TextField,
     Tuple,
     UUIDField,
@@ -387,21 +388,21 @@ def is_removable(of_user: bool, task: Any = Task) -> Any:
     return (task.deleted_at < long_ago) & (task.updated_at < long_ago)
 
 
-def find_removable(of_user: bool, task: Any = Task) -> Any:
+def find_removable(of_user: bool) -> Select:
     """The tasks to remove. If no index gave their order, PostgreSQL might read the whole table."""
-    order = task.created_at if of_user else task.deleted_at
-    return task.select(task.user_id, task.id).where(is_removable(of_user, task)).order_by(order)
+    found = Task.alias("found")
+    order = found.created_at if of_user else found.deleted_at
+    return found.select(found.user_id, found.id).where(is_removable(of_user, found)).order_by(order)
 
 
 @statement
 def select_removable(of_user: bool) -> Node:
-    found: Node = find_removable(of_user).limit(1)
-    return found
+    return find_removable(of_user).limit(1)
 
 
 @statement
 def remove(of_user: bool) -> Node:
-    batch = find_removable(of_user, Task.alias("found")).limit(MAX_BATCH)
+    batch = find_removable(of_user).limit(MAX_BATCH)
     # The condition is repeated for a task that is restored after its row was found.
     return Task.delete().where(is_removable(of_user), Tuple(Task.user_id, Task.id).in_(batch))
 
