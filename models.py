@@ -403,8 +403,10 @@ def select_removable(of_user: bool) -> Node:
 @statement
 def remove(of_user: bool) -> Node:
     batch = find_removable(of_user).limit(MAX_BATCH)
-    # The condition is repeated for a task that is restored after its row was found.
-    return Task.delete().where(is_removable(of_user), Tuple(Task.user_id, Task.id).in_(batch))
+    # The condition is repeated for a task that is restored after its row was found. If PostgreSQL
+    # read by it and expected a single row, it would search the whole batch for each row.
+    condition = fn.coalesce(is_removable(of_user), SQL("FALSE"))
+    return Task.delete().where(condition, Tuple(Task.user_id, Task.id).in_(batch))
 
 
 @statement

@@ -237,6 +237,25 @@ def test_two_servers_purge_the_same_trash_in_bounded_batches(
     assert not any("database unavailable" in line["message"] for line in logs)
 
 
+@on_postgres
+def test_a_trash_that_the_statistics_do_not_know_is_purged(
+    tmp_path: Path, database_url: str
+) -> None:
+    """PostgreSQL expects no task in the trash, and must not search a batch for each one."""
+    insert_by_hand(database_url, "ann", "old")
+    fill(database_url, "ann", number := 2 * LIMIT)
+    change_by_hand(database_url, "ALTER TABLE task SET (autovacuum_enabled = off)")
+    change_by_hand(database_url, "ANALYZE task")
+    moment = f"'{days_ago(31)}'"
+    delete = f"UPDATE task SET deleted_at = {moment}, updated_at = {moment} WHERE title = 'old'"
+    change_by_hand(database_url, delete)
+    command = run_command(tmp_path, "purge", DATABASE_URL=database_url)
+    assert command.stdout == f"tasks removed: {number + 1}\n"
+    sql = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'task_deleted_at'"
+    ((read,),) = change_by_hand(database_url, sql)
+    assert read < 10 * number
+
+
 def test_purge_by_hand_says_how_many(tmp_path: Path, database_url: str) -> None:
     fill_trash(database_url, LIMIT + 2)
     for removed in (LIMIT + 2, 0):
