@@ -85,15 +85,15 @@ class Tags(fields.Described):
         items = self._split(value.strip()) if isinstance(value, str) else value
         if not isinstance(items, list):
             raise ma.ValidationError(NOT_TAGS)
+        names: list[Any] = [item.get("name") if isinstance(item, dict) else item for item in items]
+        if not all(isinstance(name, str) for name in names):
+            raise ma.ValidationError(NOT_TAGS)
         tags: dict[str, str] = {}
-        for item in items:
-            tag = item.get("name") if isinstance(item, dict) else item
-            if not isinstance(tag, str):
-                raise ma.ValidationError(NOT_TAGS)
-            if tag := fields.to_word(tag, 50):
+        for name in dict.fromkeys(names):  # 128 KiB of commas would otherwise take 0.25 s.
+            if tag := fields.to_word(name, 50):
                 tags.setdefault(models.fold(tag), tag)
-        if len(tags) > 20:
-            raise ma.ValidationError("Must be at most 20 tags.")
+            if len(tags) > 20:
+                raise ma.ValidationError("Must be at most 20 tags.")
         return orjson.dumps([*tags.values()]).decode()
 
     def _split(self, text: str) -> Any:

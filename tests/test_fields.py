@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import psutil
 import pytest
 import requests
 from support.server import (
@@ -240,6 +241,25 @@ def test_the_document_says_what_is_taken(server: Server) -> None:
         assert fits({"title": "x", field: sent}) is is_beyond_schema, short(sent)
     for title in ("a\0", " \x85", "x" * 501):
         assert not fits({"title": title}), short(title)
+
+
+@pytest.mark.parametrize(
+    ("tags", "status"),
+    [("," * 130_000, 201), ("x," * 65_000, 201), (",".join(map(str, range(20_000))), 422)],
+    ids=["blank", "repeated", "too many"],
+)
+@pytest.mark.one_database
+def test_tags_that_are_not_kept_take_little_time(user: User, tags: str, status: int) -> None:
+    """Everyone else would wait: the threads of a process compute one at a time."""
+    workers = psutil.Process(user.server.process.pid).children()
+
+    def computed() -> float:
+        return sum(sum(worker.cpu_times()[:2]) for worker in workers)
+
+    before = computed()
+    for _ in range(5):
+        assert user.post("/tasks", json={"title": "x", "tags": tags}).status_code == status
+    assert computed() - before < 0.3
 
 
 @pytest.mark.parametrize(
