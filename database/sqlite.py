@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         was_replaced = self._file not in {None, file} and is_old_wal
         if file is None or was_replaced:
             if wal.exists():
-                wal.rename(f"{wal}.old")
+                names = (Path(f"{wal}.old{number or ''}") for number in count())
+                wal.rename(next(name for name in names if not name.exists()))
             # The log's index. SQLite would believe it as long as a connection has it open.
             Path(self._beside("-shm")).unlink(missing_ok=True)
 

@@ -257,7 +257,7 @@ def test_a_file_behind_a_link_is_replaced_and_moved_away(tmp_path: Path) -> None
         assert [task["title"] for task in ann.tasks()] == ["old", "new"]
         file.rename(moved)
         eventually(lambda: ann.post("/tasks", json={"title": "newer"}).status_code == 201, 5)
-        Path(f"{file}-wal.old").rename(f"{moved}-wal")
+        Path(f"{file}-wal.old1").rename(f"{moved}-wal")
         assert [task["title"] for task in ann.tasks()] == ["newer"]
     with closing(sqlite3.connect(moved)) as connection:
         found = connection.execute("SELECT title FROM task ORDER BY created_at").fetchall()
@@ -288,6 +288,22 @@ def test_a_backup_ends_while_others_write(tmp_path: Path) -> None:
     subprocess.run(restore, shell=True, cwd=tmp_path, check=True, timeout=20)
     assert change_by_hand(url, "SELECT count(*) FROM task WHERE user_id = 'ann'") == [(20_001,)]
     assert change_by_hand(url, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_the_logs_of_two_files_that_are_moved_away_are_kept(tmp_path: Path) -> None:
+    file, options = tmp_path / "tasks.db", {"WEB_CONCURRENCY": "1"}
+    moved = [tmp_path / "moved.db", tmp_path / "moved again.db"]
+    options["DATABASE_URL"] = f"sqlite:///{file}"
+    with Server(tmp_path, **options) as server, User(server, "ann") as ann:
+        for name in moved:
+            eventually(lambda: ann.post("/tasks", json={"title": "x"}).status_code == 201, 5)
+            ann.create(name.stem)
+            file.rename(name)
+        eventually(lambda: ann.get("/tasks").status_code == 200, 5)
+    for name, kept in zip(moved, ("old", "old1"), strict=True):
+        Path(f"{file}-wal.{kept}").rename(f"{name}-wal")
+        titles = change_by_hand(f"sqlite:///{name}", "SELECT title FROM task")
+        assert sorted(titles) == [(name.stem,), ("x",)]
 
 
 @pytest.fixture
