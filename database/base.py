@@ -23,6 +23,10 @@ UPGRADE_CHECK_S = 60.0
 # How many threads of a worker have no slot: they answer 503 while all slots are in use.
 RESERVED_THREADS = 4
 NOTHING_CHANGED = "The database is busy or cannot be reached. Nothing has changed. Try again soon."
+MAYBE_CHANGED = (
+    "The database cannot be reached. The change may or may not have been made, at most once."
+    " Check whether it was made before you try again."
+)
 UPGRADING = "The database is being upgraded. Nothing has changed. Try again soon."
 FOREIGN_NAME = (
     "DATABASE_URL: {}: expected another database, or in PostgreSQL another schema (?schema=NAME)"

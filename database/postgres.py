@@ -17,6 +17,7 @@ from psycopg2 import errors, extensions
 
 from database.base import (
     FOREIGN_NAME,
+    MAYBE_CHANGED,
     NOTHING_CHANGED,
     UPGRADING,
     Read,
@@ -54,10 +55,6 @@ CLIENT_CERTIFICATE, NO_FILE = "~/.postgresql/postgresql.crt", "/no-such-folder/n
 UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor: value)
 
 CANCELED = "The database took too long. Nothing has changed. Try again soon."
-MAYBE_CHANGED = (
-    "The database cannot be reached. The change may or may not have been made, at most once."
-    " Check whether it was made before you try again."
-)
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
 # The statement itself is wrong, unless the database's user may not send it.

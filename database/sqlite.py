@@ -16,6 +16,8 @@ import peewee
 
 from database.base import (
     FOREIGN_NAME,
+    MAYBE_CHANGED,
+    NOTHING_CHANGED,
     REQUEST_TIMEOUT_S,
     Read,
     TaskDatabase,
@@ -88,6 +90,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         is_write = not sql.startswith("SELECT")
         if is_write and not self._write_lock.acquire(timeout=lock_wait_s()):
             raise unavailable("the file is busy")
+        detail = NOTHING_CHANGED
         try:
             if getattr(self._opened, "file", None) != self._file:
                 self.close()
@@ -99,6 +102,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             # An error in `read` keeps the cursor, whose snapshot the thread's next reads would see.
             with closing(connection.execute(sql, named)) as rows:
                 result = read(rows)
+            if is_write:
+                detail = MAYBE_CHANGED  # In a file that was moved away, and can come back.
             self._check_file(self._opened.file)
             if is_write:
                 self._empty_long_log(connection)
@@ -108,7 +113,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             self._schema_is_current = False  # It may be another file by now.
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
-            raise unavailable(error) from error
+            raise unavailable(error, detail) from error
         finally:
             if is_write:
                 self._write_lock.release()

@@ -18,6 +18,7 @@ import pytest
 import requests
 from support.network import Load, eventually
 from support.server import HASTY, REAL, ROOT, Server, User, change_by_hand, fill
+from werkzeug.exceptions import ServiceUnavailable
 
 from database.sqlite import Sqlite
 from models import fetch_all
@@ -218,6 +219,23 @@ def test_a_file_is_moved_away_with_its_log_but_without_its_index(tmp_path: Path)
             time.sleep(3)
             stopped.set()
     assert {status for at, status in statuses if at > later} == {201}
+
+
+def test_a_write_whose_file_is_moved_away_may_have_been_made(tmp_path: Path) -> None:
+    """It is in the moved file, which can come back."""
+    file, moved = tmp_path / "tasks.db", tmp_path / "moved.db"
+    database = Sqlite(str(file), threads=20)
+    database.migrate()
+
+    def move(rows: sqlite3.Cursor) -> int:
+        file.rename(moved)
+        return rows.rowcount
+
+    with pytest.raises(ServiceUnavailable, match="may or may not have been made"):
+        database.send("DELETE FROM task", {}, move, "")
+    moved.rename(file)
+    with pytest.raises(ServiceUnavailable, match="Nothing has changed"):
+        database.send("SELECT 1", {}, move, "")
 
 
 @pytest.mark.parametrize("had_it_open", [True, False])
