@@ -320,16 +320,19 @@ def wait_for_server(connection: Connection) -> None:
     With a wait callback, psycopg2 connects by PQconnectStart, which ignores `connect_timeout`.
     https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PQCONNECTSTARTPARAMS
     """
-    while (state := connection.poll()) != extensions.POLL_OK:
-        poll = select.poll()
-        poll.register(
-            connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT
-        )
-        left = time_left()
-        if not poll.poll(None if left == math.inf else left * 1000):
-            with suppress(OSError):
-                reset_on_close(connection)  # psycopg2 closes it at an error.
-            raise TimeoutError("no response in time")
+    try:
+        while (state := connection.poll()) != extensions.POLL_OK:
+            event = select.POLLIN if state == extensions.POLL_READ else select.POLLOUT
+            poll = select.poll()
+            poll.register(connection.fileno(), event)
+            left = time_left()
+            if not poll.poll(None if left == math.inf else left * 1000):
+                with suppress(OSError):
+                    reset_on_close(connection)  # psycopg2 closes it at an error.
+                raise TimeoutError("no response in time")
+    finally:
+        # An error's traceback would keep a connection that failed open until a garbage collection.
+        del connection
 
 
 def reset_on_close(connection: Connection) -> None:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import randrange
 
+import psutil
 import psycopg2
 import pytest
 import requests
@@ -521,6 +522,22 @@ def test_connections_are_closed_when_they_are_not_used(
             with User(server, "ann") as user:
                 assert user.tasks() == []
     quiet(server)
+
+
+def test_connections_that_fail_are_closed_at_once(
+    tmp_path: Path, cluster: Cluster, database: str, network: Network
+) -> None:
+    """An error keeps its traceback, and so the connection, until Python collects garbage."""
+    url = cluster.url(database, network.port)
+    with Server(tmp_path, app=HASTY, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
+        (worker,) = psutil.Process(server.process.pid).children()
+        with User(server, "ann") as user:
+            user.create()
+            network.swallows = True
+            for _ in range(3):
+                assert user.get("/tasks").status_code == 503
+        left = [each for each in worker.net_connections("tcp") if each.raddr[1:] == (network.port,)]
+    assert left == []
 
 
 def test_a_lost_connection_takes_the_idle_ones_with_it(
