@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from database.base import (
 LOCK_TIMEOUT_S = REQUEST_TIMEOUT_S / 2
 # How much a log grows before it is emptied, and how long that may wait for readers.
 MAX_LOG_BYTES, LOG_WAIT_MS = 16 * 1024 * 1024, 500
+# How the error of the driver about a text begins, which it quotes, and what decodes such a text.
+NOT_UTF8, DECODE = "Could not decode to UTF-8", methodcaller("decode", "utf-8", "replace")
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
 
@@ -99,9 +102,16 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             connection.execute(f"PRAGMA busy_timeout = {int(1000 * lock_wait_s())}")
             # Check before the statement, too: the connection may have opened another file.
             self._check_file(self._opened.file)
-            # An error in `read` keeps the cursor, whose snapshot the thread's next reads would see.
-            with closing(connection.execute(sql, named)) as rows:
-                result = read(rows)
+            try:
+                result = execute(connection, sql, named, read)
+            except sqlite3.OperationalError as error:
+                if not str(error).startswith(NOT_UTF8):
+                    raise
+                # The statement has succeeded, but not the conversion of its result. From now on,
+                # this connection replaces such bytes; without them, its own way is quicker.
+                connection.text_factory = DECODE
+                detail = MAYBE_CHANGED if is_write else NOTHING_CHANGED
+                result = execute(connection, retry, named, read)
             if is_write:
                 detail = MAYBE_CHANGED  # In a file that was moved away, and can come back.
             self._check_file(self._opened.file)
@@ -166,6 +176,15 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 wal.rename(next(name for name in names if not name.exists()))
             # The log's index. SQLite would believe it as long as a connection has it open.
             Path(self._beside("-shm")).unlink(missing_ok=True)
+
+
+def execute(connection: sqlite3.Connection, sql: str, values: Mapping[str, Any], read: Read) -> Any:
+    """Send a statement, and close its cursor, also if `read` fails.
+
+    An open cursor keeps its snapshot, which the thread's next reads would see.
+    """
+    with closing(connection.execute(sql, values)) as rows:
+        return read(rows)
 
 
 def lock_wait_s() -> float:

@@ -79,6 +79,20 @@ def test_a_name_that_begins_like_a_uri_is_a_name(tmp_path: Path) -> None:
         assert (tmp_path / "file:x.db").exists() and not (tmp_path / "x.db").exists()
 
 
+def test_a_text_that_is_not_utf8_is_shown_and_not_logged(tmp_path: Path) -> None:
+    """Another program, or a damaged disk, wrote it."""
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    options = {"DATABASE_URL": url, "WEB_CONCURRENCY": "1"}
+    with Server(tmp_path, **options) as server, User(server, "ann") as ann:
+        path = f"/tasks/{ann.create(description='private')['id']}"
+        change_by_hand(url, "UPDATE task SET description = CAST(description || x'ff' AS TEXT)")
+        assert ann.patch(f"{path}/complete").json()["completed"] is True
+        assert ann.patch(f"{path}/complete").json()["completed"] is False
+        (task,) = ann.tasks()
+        assert task["description"] == "private\ufffd" and not task["completed"]
+    assert "private" not in server.log_file.read_text()
+
+
 def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
     """It survives a power failure, which no test can make: https://sqlite.org/pragma.html"""
     database = Sqlite(str(tmp_path / "tasks.db"), threads=20)
