@@ -157,7 +157,7 @@ def test_a_router_that_forgets_the_connections_is_met_once(
     """The first thread that waits in vain tells the others not to trust their old connections."""
     url = cluster.url(database, network.port)
     server = Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1")
-    with server, User(server.wait(), "ann") as user, ThreadPoolExecutor(16) as pool:
+    with server, User(server.wait(), "ann") as user, ThreadPoolExecutor(8) as pool:
         path = f"{user.base}/tasks/{user.create()['id']}"
 
         def ask(method: str) -> tuple[int, float]:
