@@ -9,7 +9,7 @@ import orjson
 from peewee import SQL, Case, ColumnBase, Node, TextField, Tuple, Value, Window, fn
 
 import models
-from database import Parameter, request_deadline, sql, statement
+from database import Parameter, request_deadline, sql, statement, take_turn
 from models import FIELDS, IS_OWNED, PUBLIC_COLUMNS, PUBLIC_FIELDS, TRASH_FIELDS, Task
 
 MAX_LIMIT = MAX_OFFSET = 10_000
@@ -18,11 +18,14 @@ MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
 # Only after this many tasks does the database measure sizes: PostgreSQL takes up to a tenth longer
 # for a list then, and SQLite up to twice as long.
 UNMEASURED_TASKS = 400
+# The most lists of more tasks that a process reads at once. Each takes about 20 MB meanwhile, and
+# more at once would not be faster.
+MAX_LONG_LISTS = 4
 # The most that a task can take in a page, if every character is escaped.
 LONGEST_TASK_BYTES = 40_000
 # How long a thread may run before another one takes over: usually, and while it writes a list.
 SWITCH_S, SHORT_SWITCH_S = sys.getswitchinterval(), 0.001
-serialize_lock = threading.Lock()
+long_list_turns, serialize_lock = threading.BoundedSemaphore(MAX_LONG_LISTS), threading.Lock()
 TEXTS = [FIELDS[name] for name in PUBLIC_FIELDS if isinstance(FIELDS[name], TextField)]
 pair_names_and_deletion = partial(zip, TRASH_FIELDS)
 
@@ -175,13 +178,15 @@ def list_tasks(
         chunks, end = read_part(cursor, first_limit, MAX_PAGE_BYTES)
         room_left = MAX_PAGE_BYTES - sum(map(len, chunks))
         if end and first_limit < limit and room_left > 0:
-            # A measured statement has no offset: its sum would include the skipped tasks.
-            if sorting.sort != "created" and not offset:
-                # A task that moves between two statements would be in both parts, or in neither.
-                chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)
-            else:
-                rest, end = read_part(end, limit - first_limit, room_left, measured=True)
-                chunks += rest
+            with take_turn(long_list_turns, "too many long lists at once"):
+                # A measured statement has no offset: its sum would include the skipped tasks.
+                if sorting.sort != "created" and not offset:
+                    # A task that moves between two statements would be in both parts, or in
+                    # neither.
+                    chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)
+                else:
+                    rest, end = read_part(end, limit - first_limit, room_left, measured=True)
+                    chunks += rest
     chunks[:1] = [b"["]  # Replaces the first comma.
     chunks.append(b"]\n")
     return Page(chunks, end)

@@ -1,7 +1,14 @@
 """Sends statements to PostgreSQL or SQLite, each in its own transaction."""
 
 from database import sql
-from database.base import Read, TaskDatabase, UnusableSchema, one_line, request_deadline
+from database.base import (
+    Read,
+    TaskDatabase,
+    UnusableSchema,
+    one_line,
+    request_deadline,
+    take_turn,
+)
 from database.compile import Parameter, statement
 from database.postgres import Postgres
 from database.sqlite import Sqlite
@@ -17,4 +24,5 @@ __all__ = [
     "request_deadline",
     "sql",
     "statement",
+    "take_turn",
 ]

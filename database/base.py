@@ -216,6 +216,20 @@ def time_left() -> float:
     return max(0.0, getattr(this_thread, "deadline", math.inf) - monotonic())
 
 
+@contextmanager
+def take_turn(turns: threading.Semaphore, reason: str) -> Iterator[None]:
+    """Wait until one of the `turns` is free, at most until the deadline of `time_limit`.
+
+    Raises ServiceUnavailable, and logs `reason`.
+    """
+    if not turns.acquire(timeout=time_left()):
+        raise unavailable(reason)
+    try:
+        yield
+    finally:
+        turns.release()
+
+
 def unavailable(
     reason: object, detail: str = NOTHING_CHANGED, retry_after: int = 1
 ) -> ServiceUnavailable:

@@ -339,10 +339,12 @@ def test_the_buttons_ask_for_the_database_and_generate_the_secret() -> None:
     assert set(variables) == set(heroku)
     assert variables["DATABASE_URL"] == {"sync": False}
     assert variables["JWT_SECRET"] == {"generateValue": True}
+    heaps = variables["MALLOC_ARENA_MAX"]["value"], heroku["MALLOC_ARENA_MAX"]["value"]
+    assert set(heaps) == {image_environment()["MALLOC_ARENA_MAX"]}
 
 
 def test_the_buttons_name_only_settings_that_there_are() -> None:
-    assert set(APP_JSON["env"]) <= SETTINGS
+    assert set(APP_JSON["env"]) - {"MALLOC_ARENA_MAX"} <= SETTINGS
 
 
 def test_render_starts_what_the_procfile_starts() -> None:

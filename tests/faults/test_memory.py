@@ -8,21 +8,24 @@ import socket
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 from uuid import uuid4
 
 import psutil
 import pytest
-from support.server import Server, User, fill
+from support.network import eventually
+from support.server import Server, User, changed_app, fill
 
 from testbed.cluster import Cluster
 
 CLIENTS, REQUESTS, WARM = 8, 100_000, 20_000
 TAGS, GROWTH_MB = 800, 6
 # A page ends after the task with which it reaches 8 MB.
-MOST_MB, MOST_PAGE_BYTES = 256, 8_040_000
+MOST_MB, MOST_MB_OF_A_CROWD, MOST_PAGE_BYTES = 256, 768, 8_040_000
 DESCRIPTIONS = {
     "ASCII": "x" * 5000,
     "control characters": "\x01" * 5000,
@@ -175,26 +178,75 @@ def test_four_lists_of_10000_long_tasks_at_once(tmp_path: Path, own_url: str, te
     with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as user:
         user.create("x", description=DESCRIPTIONS[text])
         fill(own_url, "ann", 10_000)
-        processes = [psutil.Process(server.process.pid)]
-        processes += processes[0].children()
-        idle = sum(each.memory_info().rss for each in processes) / 2**20
-        peak, listing = 0.0, threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not listing.wait(0.002):
-                peak = max(peak, sum(each.memory_info().rss for each in processes) / 2**20)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        with ThreadPoolExecutor(4) as pool:
+        with watched(server, "rss") as megabytes, ThreadPoolExecutor(4) as pool:
             sizes = list(pool.map(lambda _: len(user.get("/tasks").content), range(12)))
-        listing.set()
-        watcher.join()
     print(f"\n{own_url.partition(':')[0]}, {text}: pages of {max(sizes)} bytes", end="")
-    print(f", {idle:.0f} MB before, {peak:.0f} MB at most")
+    print(f", {megabytes[0]:.0f} MB before, {max(megabytes):.0f} MB at most")
     assert max(sizes) <= MOST_PAGE_BYTES
-    assert peak <= MOST_MB
+    assert max(megabytes) <= MOST_MB
+
+
+@contextmanager
+def watched(server: Server, kind: str) -> Iterator[list[float]]:
+    """The memory of all processes of a server meanwhile, of this `kind` of psutil."""
+    processes = [psutil.Process(server.process.pid)]
+    processes += processes[0].children()
+    megabytes: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not (megabytes and ended.wait(0.002)):
+            found = [getattr(each.memory_full_info(), kind) for each in processes]
+            megabytes.append(sum(found) / 2**20)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    eventually(lambda: megabytes, 5)
+    try:
+        yield megabytes
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@pytest.mark.slow
+def test_a_crowd_that_reads_long_lists_takes_little_memory(
+    tmp_path: Path, cluster: Cluster, database: str
+) -> None:
+    """However many threads there are. The number of heaps is that of the buttons and the image."""
+    url, before = cluster.url(database), ["env", "MALLOC_ARENA_MAX=2", "THREADS=60"]
+    with Server(tmp_path, before=before, DATABASE_URL=url, WEB_CONCURRENCY="2") as server:
+        with User(server, "ann") as ann:
+            ann.create("x", description=DESCRIPTIONS["ASCII"])
+        fill(url, "ann", 2400)
+
+        def read(_: int) -> int:
+            # While more than 64 MiB of answers are unread, the oldest connections are closed.
+            with suppress(OSError, http.client.HTTPException):
+                return len(urlopen(f"{server.url}/api/ann/tasks", timeout=20).read())
+            return 0
+
+        with watched(server, "pss") as megabytes, ThreadPoolExecutor(100) as pool:
+            sizes = list(pool.map(read, range(200)))
+    complete = sum(size > 8_000_000 for size in sizes)
+    print(f"\n100 readers, {complete} lists of 8 MB: {megabytes[0]:.0f} MB before", end="")
+    print(f", {max(megabytes):.0f} MB at most")
+    assert complete > 80
+    assert max(megabytes) <= MOST_MB_OF_A_CROWD
+
+
+def test_a_long_list_that_gets_no_turn_is_a_503_in_time(tmp_path: Path) -> None:
+    change = "import threading, lists; from database import base\nbase.REQUEST_TIMEOUT_S = 0.5"
+    change += "\nlists.long_list_turns = threading.Semaphore(0)"
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    server = Server(tmp_path, app=changed_app(tmp_path, change), DATABASE_URL=url)
+    with server, User(server, "ann") as ann:
+        ann.create()
+        fill(url, "ann", 400)
+        assert len(ann.tasks(limit=400)) == 400
+        problem = ann.get("/tasks")
+    assert problem.status_code == 503 and "Nothing has changed" in problem.json()["detail"]
+    assert "database unavailable: too many long lists at once" in server.log_file.read_text()
 
 
 @pytest.mark.parametrize("kind", ["head", "body"])
