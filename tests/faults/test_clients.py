@@ -155,6 +155,7 @@ def make_a_long_list(server: Server, cluster: Cluster, database: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_1200_slow_clients_of_every_kind(
     own_server: Server, cluster: Cluster, database: str
 ) -> None:
@@ -537,6 +538,7 @@ def test_a_connection_is_kept_after_odd_chunks_or_says_that_it_is_not(
         "a trailer",
     ],
 )
+@pytest.mark.alone
 def test_a_large_request_costs_the_others_nothing(server: Server, head: bytes) -> None:
     before = computed(server)
     with Clients(server, 20, head, b"1"):

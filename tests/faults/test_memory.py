@@ -174,6 +174,7 @@ def test_a_head_full_of_tags_costs_little_more_than_its_size(
     ],
     indirect=["own_url"],
 )
+@pytest.mark.alone
 def test_four_lists_of_10000_long_tasks_at_once(tmp_path: Path, own_url: str, text: str) -> None:
     with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as user:
         user.create("x", description=DESCRIPTIONS[text])
@@ -210,6 +211,7 @@ def watched(server: Server, kind: str) -> Iterator[list[float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_crowd_that_reads_long_lists_takes_little_memory(
     tmp_path: Path, cluster: Cluster, database: str
 ) -> None:

@@ -151,6 +151,7 @@ def test_packets_swallowed_for_20_seconds(server: Server, network: Network) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_router_that_forgets_the_connections_is_met_once(
     tmp_path: Path, cluster: Cluster, database: str, network: Network
 ) -> None:

@@ -307,6 +307,7 @@ def silent_resolver(tmp_path: Path) -> Iterator[tuple[list[str], socket.socket]]
 @pytest.mark.parametrize(
     "app", [HASTY, pytest.param(REAL, marks=pytest.mark.slow)], ids=["short", "real"]
 )
+@pytest.mark.alone
 def test_a_resolver_that_is_silent(
     tmp_path: Path, silent_resolver: tuple[list[str], socket.socket], app: str
 ) -> None:
