@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -179,7 +179,8 @@ def test_four_lists_of_10000_long_tasks_at_once(tmp_path: Path, own_url: str, te
     with Server(tmp_path, DATABASE_URL=own_url) as server, User(server, "ann") as user:
         user.create("x", description=DESCRIPTIONS[text])
         fill(own_url, "ann", 10_000)
-        with watched(server, "rss") as megabytes, ThreadPoolExecutor(4) as pool:
+        rss = watched(server, lambda process: process.memory_info().rss)
+        with rss as megabytes, ThreadPoolExecutor(4) as pool:
             sizes = list(pool.map(lambda _: len(user.get("/tasks").content), range(12)))
     print(f"\n{own_url.partition(':')[0]}, {text}: pages of {max(sizes)} bytes", end="")
     print(f", {megabytes[0]:.0f} MB before, {max(megabytes):.0f} MB at most")
@@ -188,8 +189,8 @@ def test_four_lists_of_10000_long_tasks_at_once(tmp_path: Path, own_url: str, te
 
 
 @contextmanager
-def watched(server: Server, kind: str) -> Iterator[list[float]]:
-    """The memory of all processes of a server meanwhile, of this `kind` of psutil."""
+def watched(server: Server, read: Callable[[psutil.Process], int]) -> Iterator[list[float]]:
+    """What `read` has found for all processes of a server meanwhile, in MiB, every few ms."""
     processes = [psutil.Process(server.process.pid)]
     processes += processes[0].children()
     megabytes: list[float] = []
@@ -197,8 +198,7 @@ def watched(server: Server, kind: str) -> Iterator[list[float]]:
 
     def watch() -> None:
         while not (megabytes and ended.wait(0.002)):
-            found = [getattr(each.memory_full_info(), kind) for each in processes]
-            megabytes.append(sum(found) / 2**20)
+            megabytes.append(sum(map(read, processes)) / 2**20)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -228,7 +228,8 @@ def test_a_crowd_that_reads_long_lists_takes_little_memory(
                 return len(urlopen(f"{server.url}/api/ann/tasks", timeout=20).read())
             return 0
 
-        with watched(server, "pss") as megabytes, ThreadPoolExecutor(100) as pool:
+        pss = watched(server, lambda process: process.memory_full_info().pss)
+        with pss as megabytes, ThreadPoolExecutor(100) as pool:
             sizes = list(pool.map(read, range(200)))
     complete = sum(size > 8_000_000 for size in sizes)
     print(f"\n100 readers, {complete} lists of 8 MB: {megabytes[0]:.0f} MB before", end="")
