@@ -90,6 +90,7 @@ def test_openapi_spec_validator_has_nothing_to_say(document: Path) -> None:
     subprocess.run([*VALIDATOR, "--validation-errors", "all", document], check=True)
 
 
+@pytest.mark.alone  # No .pyc file is without docstrings: Python compiles every module anew.
 def test_the_document_is_valid_without_docstrings(tmp_path: Path) -> None:
     document = tmp_path / "openapi.json"
     with Server(tmp_path, before=["env"], PYTHONOPTIMIZE="2") as server:
