@@ -32,7 +32,7 @@ lint: $(VENV)/test
 
 # Every test, also those that need PgBouncer, Chromium or Node.js; installs what is missing.
 check-all: tools lint
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 tools:
