@@ -37,6 +37,8 @@ ALGORITHMS = {
 # The bytes of a coordinate (RFC 7518, section 6.2.1.2). Authlib cuts zeros at its start.
 COORDINATE_BYTES = {"P-256": 32, "P-384": 48, "P-521": 66}
 PUBLIC_MEMBERS = {"kty", "crv", "x", "y", "n", "e"}
+# Tried at the beginning of each word only: a long word without an @ would take seconds otherwise.
+PROXY_USER = re.compile(r"(?<!\S)\S*@")
 
 # The keys by id and by algorithm: keys of two types may have one id (RFC 7517, section 4.5).
 Keys = dict[str | None, dict[str, PyJWK]]
@@ -126,7 +128,7 @@ class KeySet:
 
     def _note_failure(self, error: Exception) -> None:
         # An error about the proxy's address quotes it, perhaps with its password.
-        cause = re.sub(r"\S*@", "", repr(error)[:300])
+        cause = PROXY_USER.sub("", repr(error))[:300]
         log.warning("the keys at %s could not be fetched: %s", self._address, cause)
         self._failures += 1
         self._problem = UNUSABLE if isinstance(error, NoUsableKey) else UNREACHABLE

@@ -153,10 +153,11 @@ def test_no_proxy_comes_between_this_machine_and_itself(
     proxy.close()
 
 
+@pytest.mark.parametrize("length", [1, 100], ids=["short", "long"])
 def test_the_log_does_not_have_the_password_of_a_proxy_that_was_mistyped(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, length: int
 ) -> None:
-    monkeypatch.setenv("https_proxy", "http:/ann:secret9@127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", f"http:/ann:{'secret9' * length}@127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     keys = KeySet("https://localhost:9/jwks")
     with caplog.at_level(logging.WARNING, "tasks.jwks"), pytest.raises(ServiceUnavailable):
