@@ -181,8 +181,7 @@ def list_tasks(
             with take_turn(long_list_turns, "too many long lists at once"):
                 # A measured statement has no offset: its sum would include the skipped tasks.
                 if sorting.sort != "created" and not offset:
-                    # A task that moves between two statements would be in both parts, or in
-                    # neither.
+                    # A task that moves between two statements would be in both parts, or neither.
                     chunks, end = read_part(cursor, limit, MAX_PAGE_BYTES, measured=True)
                 else:
                     rest, end = read_part(end, limit - first_limit, room_left, measured=True)

@@ -93,7 +93,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         is_write = not sql.startswith("SELECT")
         if is_write and not self._write_lock.acquire(timeout=lock_wait_s()):
             raise unavailable("the file is busy")
-        detail = NOTHING_CHANGED
+        has_written = False
         try:
             if getattr(self._opened, "file", None) != self._file:
                 self.close()
@@ -110,10 +110,9 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 # The statement has succeeded, but not the conversion of its result. From now on,
                 # this connection replaces such bytes; without them, its own way is quicker.
                 connection.text_factory = DECODE
-                detail = MAYBE_CHANGED if is_write else NOTHING_CHANGED
+                has_written = is_write
                 result = execute(connection, retry, named, read)
-            if is_write:
-                detail = MAYBE_CHANGED  # In a file that was moved away, and can come back.
+            has_written = is_write  # Perhaps into a file that was moved away, and can come back.
             self._check_file(self._opened.file)
             if is_write:
                 self._empty_long_log(connection)
@@ -123,7 +122,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             self._schema_is_current = False  # It may be another file by now.
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
-            raise unavailable(error, detail) from error
+            raise unavailable(error, MAYBE_CHANGED if has_written else NOTHING_CHANGED) from error
         finally:
             if is_write:
                 self._write_lock.release()
