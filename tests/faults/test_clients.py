@@ -89,18 +89,12 @@ class Clients:
 
 def held(server: Server) -> int:
     """How many connections of clients the workers have."""
-    workers = psutil.Process(server.process.pid).children()
+    workers = server.workers
     return sum(
         connection.status != psutil.CONN_LISTEN and connection.laddr.port == server.address[1]
         for worker in workers
         for connection in worker.net_connections("tcp4")
     )
-
-
-def computed(server: Server) -> float:
-    """The seconds that the workers have computed: no load of the machine is in it."""
-    workers = psutil.Process(server.process.pid).children()
-    return sum(sum(worker.cpu_times()[:2]) for worker in workers)
 
 
 @contextmanager
@@ -167,7 +161,7 @@ def test_1200_slow_clients_of_every_kind(
             stack.enter_context(Clients(own_server, number, first, drip))
         health = slowest(own_server, 2)
         tasks = slowest(own_server, 2, "/api/other/tasks")
-        most = memory(own_server)
+        most = own_server.memory_mb
         gone = eventually(lambda: held(own_server) == 0, 14)
     print(
         f"\n200 each of {', '.join(SLOW)}: /health {health:.3f} s at most, tasks {tasks:.3f} s,"
@@ -188,9 +182,9 @@ def test_more_silent_connections_than_there_may_be(own_server: Server) -> None:
 @pytest.mark.slow
 def test_1000_requests_sent_by_half(own_server: Server) -> None:
     half = HEAD + b"Content-Length: 131072\r\n\r\n" + b" " * 131_000
-    before = memory(own_server)
+    before = own_server.memory_mb
     with Clients(own_server, 1000, half):
-        after = memory(own_server)
+        after = own_server.memory_mb
         health = slowest(own_server, 1)
     print(
         f"\n1,000 half-sent requests of 128 KiB: {before:.0f} MiB before, {after:.0f} MiB with"
@@ -228,12 +222,6 @@ def test_answers_that_nobody_reads_may_occupy_no_more(
             answered = '"GET","path":"/api/slow/tasks"'
             eventually(lambda: server.log_file.read_text().count(answered) == 12, 20)
             eventually(lambda: held(server) < 8, 3)
-
-
-def memory(server: Server) -> float:
-    """The resident memory of all processes, in MiB."""
-    master = psutil.Process(server.process.pid)
-    return sum(p.memory_info().rss for p in [master, *master.children()]) / 2**20
 
 
 def test_health_in_an_overload(own_server: Server, cluster: Cluster, database: str) -> None:
@@ -540,11 +528,11 @@ def test_a_connection_is_kept_after_odd_chunks_or_says_that_it_is_not(
 )
 @pytest.mark.alone
 def test_a_large_request_costs_the_others_nothing(server: Server, head: bytes) -> None:
-    before = computed(server)
+    before = server.computed_s
     with Clients(server, 20, head, b"1"):
         health = slowest(server, 1)
     print(f"\n20 times {len(head):,} bytes: /health {health:.3f} s at most")
-    assert computed(server) - before < 1
+    assert server.computed_s - before < 1
 
 
 def test_a_client_that_never_waits_for_answers_fills_no_memory(
@@ -553,7 +541,7 @@ def test_a_client_that_never_waits_for_answers_fills_no_memory(
     url = cluster.url(database)
     pieces = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
     with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
-        before = memory(server)
+        before = server.memory_mb
         with socket.create_connection(server.address, timeout=30) as connection:
 
             def send_all() -> None:
@@ -566,7 +554,7 @@ def test_a_client_that_never_waits_for_answers_fills_no_memory(
             until, received = time.monotonic() + 2, 0
             while time.monotonic() < until:
                 received += len(connection.recv(65536))
-            after = memory(server)
+            after = server.memory_mb
             connection.shutdown(socket.SHUT_RDWR)
             sender.join()
     print(f"\n{received:,} bytes of answers in 2 s: {before:.0f} MiB before, {after:.0f} after")
@@ -697,12 +685,12 @@ def test_many_small_chunks_are_read_quickly(server: Server) -> None:
     """128 KiB in chunks of one byte is the most that has to be put together."""
     body = b'{"title": "x"}' + b" " * (131_072 - 14)
     sent = CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
-    before = computed(server)
+    before = server.computed_s
     with socket.create_connection(server.address, timeout=20) as connection:
         connection.sendall(sent)
         status, _, _ = read(connection)
     assert status == 201
-    assert computed(server) - before < 3
+    assert server.computed_s - before < 3
 
 
 def test_a_slow_download_is_whole(server: Server) -> None:
@@ -742,12 +730,12 @@ def test_a_response_that_breaks_off(tmp_path: Path) -> None:
     """Gunicorn closes its socket in a thread. The event loop survives that."""
     write_broken_app(tmp_path, "yield b'half'; raise ValueError('broken')")
     with Server(tmp_path, app="broken:create_app()", WEB_CONCURRENCY="1") as server:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
         for _ in range(3):
             with suppress(requests.RequestException):
                 requests.get(f"{server.url}/broken", timeout=5)
         assert requests.get(f"{server.url}/health").status_code == 200
-        assert psutil.Process(server.process.pid).children() == [worker]
+        assert server.workers == [worker]
 
 
 def test_an_error_whose_page_cannot_be_written_costs_no_thread(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ DESCRIPTIONS = {
 def test_memory_is_flat(tmp_path: Path, cluster: Cluster, database: str) -> None:
     options = {"DATABASE_URL": cluster.url(database), "WEB_CONCURRENCY": "1", "LOG_LEVEL": "ERROR"}
     with Server(tmp_path, PORT="8000", ALLOW_ANYONE="true", **options) as server:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
 
         def work(client: int, turns: int) -> None:
             connection = http.client.HTTPConnection(*server.address)
@@ -78,7 +78,7 @@ def test_memory_is_flat(tmp_path: Path, cluster: Cluster, database: str) -> None
 def test_any_number_of_tags_costs_the_same_memory(tmp_path: Path, own_url: str) -> None:
     server = Server(tmp_path, DATABASE_URL=own_url, WEB_CONCURRENCY="1", LOG_LEVEL="ERROR")
     with server, User(server, "ann") as user:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
         path = f"/api/ann/tasks/{user.create()['id']}"
 
         def write(number: int) -> None:
@@ -106,7 +106,7 @@ def test_notifications_for_another_client_of_a_pooler_are_not_kept(
     """Behind a pooler, a connection can have the LISTEN of another client; here, a trigger's."""
     url = cluster.url(database)
     with Server(tmp_path, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
         with User(server, "ann") as user:
             user.create()
             cluster.execute(
@@ -143,7 +143,7 @@ def test_a_head_full_of_tags_costs_little_more_than_its_size(
 ) -> None:
     """90 lines of tags, 3 MB."""
     with Server(tmp_path, WEB_CONCURRENCY="1") as server, User(server, "ann") as user:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
 
         def peak() -> float:
             status = Path(f"/proc/{worker.pid}/status").read_text()
@@ -191,10 +191,8 @@ def test_four_lists_of_10000_long_tasks_at_once(tmp_path: Path, own_url: str, te
 @contextmanager
 def watched(server: Server, read: Callable[[psutil.Process], int]) -> Iterator[list[float]]:
     """What `read` has found for all processes of a server meanwhile, in MiB, every few ms."""
-    processes = [psutil.Process(server.process.pid)]
-    processes += processes[0].children()
+    processes, ended = server.processes, threading.Event()
     megabytes: list[float] = []
-    ended = threading.Event()
 
     def watch() -> None:
         while not (megabytes and ended.wait(0.002)):
@@ -260,7 +258,7 @@ def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Path, ki
     request = f"{head}{fields}Content-Length: {len(body)}\r\n\r\n{body}".encode()
     number = 60 if kind == "head" else 500
     with Server(tmp_path, WEB_CONCURRENCY="1") as server, ExitStack() as kept:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
 
         def send() -> None:
             connection = kept.enter_context(socket.create_connection(server.address, timeout=5))
@@ -282,7 +280,7 @@ def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Path, ki
 def test_a_head_that_is_refused_keeps_no_memory(tmp_path: Path, field: bytes, number: int) -> None:
     head = b"GET /nope HTTP/1.1\r\nHost: x\r\n" + field * number + b"B@d: x\r\n\r\n"
     with Server(tmp_path, WEB_CONCURRENCY="1") as server:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
         before = worker.memory_info().rss / 2**20
         for _ in range(60):
             with socket.create_connection(server.address, timeout=5) as connection:
@@ -303,7 +301,7 @@ def test_requests_with_long_heads_that_wait_for_a_thread(tmp_path: Path) -> None
     request = b"%b%bContent-Length: %d\r\n\r\n%b" % (head, fields, len(body), body)
     with Server(tmp_path, WEB_CONCURRENCY="1") as server, User(server, "ann") as user:
         user.create()
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
         with (
             closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as blocker,
             ExitStack() as open_ones,

@@ -214,7 +214,7 @@ def test_200_requests_at_once_on_a_database_that_takes_2_seconds(
 
     def count() -> None:
         # The server's own: a backend whose client has left goes on for a while.
-        workers = psutil.Process(server.process.pid).children()
+        workers = server.workers
         while going[0]:
             found = [each for worker in workers for each in worker.net_connections("tcp4")]
             held = [each.raddr for each in found if each.status == psutil.CONN_ESTABLISHED]

@@ -14,7 +14,6 @@ from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 from gunicorn.workers.gthread import ThreadWorker
@@ -39,7 +38,7 @@ def server(tmp_path: Path, cluster: Cluster, database: str, network: Network) ->
 
 
 def workers(server: Server) -> set[int]:
-    return {child.pid for child in psutil.Process(server.process.pid).children()}
+    return {child.pid for child in server.workers}
 
 
 @pytest.mark.parametrize("new_connections", [False, True], ids=["kept", "new"])

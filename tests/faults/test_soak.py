@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from support.network import KILL, Load, Network
 from support.server import Server
@@ -57,7 +56,7 @@ def test_a_soak(tmp_path: Path, cluster: Cluster, database: str) -> None:
         issuer.publish(key)
 
     def kill_worker(until: float) -> None:
-        os.kill(random.choice(psutil.Process(server.process.pid).children()).pid, signal.SIGKILL)
+        os.kill(random.choice(server.workers).pid, signal.SIGKILL)
 
     def nothing(until: float) -> None:
         pass
@@ -83,9 +82,7 @@ def test_a_soak(tmp_path: Path, cluster: Cluster, database: str) -> None:
             bad = {kill_worker: {0}, restart_postgres: {503}, silence: {503}}
             load.check(fault.__name__, {200, 201} | bad.get(fault, set()))
             requests += len(load.answers)
-            processes = [psutil.Process(server.process.pid)]
-            processes += processes[0].children()
-            sizes.append(sum(each.memory_info().rss for each in processes) / 2**20)
+            sizes.append(server.memory_mb)
             turn += 1
         errors = [line for line in server.log() if line["level"] == "error"]
     issuer.close()

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 from support.network import Load, eventually
@@ -33,7 +32,7 @@ def test_16_writers_and_then_everything_killed(tmp_path: Path) -> None:
     with Load(server, clients=16) as load:
         time.sleep(4)
         processes = [server.process.pid]
-        processes += [child.pid for child in psutil.Process(server.process.pid).children()]
+        processes += [child.pid for child in server.workers]
         killed = time.monotonic()
         for pid in processes:
             os.kill(pid, signal.SIGKILL)
@@ -262,7 +261,7 @@ def test_the_log_of_a_file_that_is_moved_away_is_kept(tmp_path: Path, had_it_ope
             titles = [ann.create(f"old {n}")["title"] for n in range(9)]
         file.rename(moved)
         if not had_it_open:
-            psutil.Process(server.process.pid).children()[0].kill()  # Another takes its place.
+            server.workers[0].kill()  # Another takes its place.
         with User(server, "ann") as ann:
             eventually(lambda: ann.post("/tasks", json={"title": "new"}).status_code == 201, 5)
             Path(f"{file}-wal.old").rename(f"{moved}-wal")

@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import randrange
 
-import psutil
 import psycopg2
 import pytest
 import requests
@@ -531,7 +530,7 @@ def test_connections_that_fail_are_closed_at_once(
     """An error keeps its traceback, and so the connection, until Python collects garbage."""
     url = cluster.url(database, network.port)
     with Server(tmp_path, app=HASTY, DATABASE_URL=url, WEB_CONCURRENCY="1") as server:
-        (worker,) = psutil.Process(server.process.pid).children()
+        (worker,) = server.workers
         with User(server, "ann") as user:
             user.create()
             network.swallows = True

@@ -113,6 +113,24 @@ class Server:
         raise StopIteration
 
     @property
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.pid), *self.workers]
+
+    @property
+    def computed_s(self) -> float:
+        """How long the workers have computed: no load of the machine is in it."""
+        return sum(sum(worker.cpu_times()[:2]) for worker in self.workers)
+
+    @property
+    def memory_mb(self) -> float:
+        """The resident memory of all processes, in MiB."""
+        return sum(process.memory_info().rss for process in self.processes) / 2**20
+
+    @property
     def address(self) -> tuple[str, int]:
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
