@@ -53,9 +53,11 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             field_types={"TIMESTAMPTZ": "TEXT"},
         )
         self._write_lock = threading.Lock()
-        # The database's file, its write-ahead log, and the file that a thread has open.
+        # The database's file, its write-ahead log, the log's index, and the file that a thread has
+        # open.
         self._file: FileIdentity = None
         self._wal: FileIdentity = None
+        self._shm: FileIdentity = None
         self._opened = threading.local()
         self._max_log_bytes = MAX_LOG_BYTES
         self.register_function(next_timestamp, "next_timestamp", 2)
@@ -71,8 +73,9 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             file = self._find_file()
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
-        self._wal = file_identity(self._beside("-wal"))
-        self._opened.file = file
+        shm, wal = (file_identity(self._beside(ending)) for ending in ("-shm", "-wal"))
+        self._check_file(file)  # Otherwise, another process may have begun this log for a new file.
+        self._shm, self._wal, self._opened.file = shm, wal, file
         return connected
 
     def _find_file(self) -> FileIdentity:
@@ -164,17 +167,19 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
         SQLite would delete it, or write it into the new file.
         """
-        wal, file = Path(self._beside("-wal")), self._find_file()
+        path, file = self._beside("-wal"), self._find_file()
         if self._file and file is None:  # If it was emptied, the other processes must notice.
             Path(self._beside("")).unlink(missing_ok=True)
-        is_old_wal = file_identity(str(wal)) in {None, self._wal}
-        was_replaced = self._file not in {None, file} and is_old_wal
-        if file is None or was_replaced:
-            if wal.exists():
-                names = (Path(f"{wal}.old{number or ''}") for number in count())
-                wal.rename(next(name for name in names if not name.exists()))
-            # The log's index. SQLite would believe it as long as a connection has it open.
-            Path(self._beside("-shm")).unlink(missing_ok=True)
+        # Another process may have begun a new log, and may open or close it now: SQLite creates the
+        # index after the log, and deletes it before.
+        shm, wal = file_identity(self._beside("-shm")), file_identity(path)
+        is_old = wal == self._wal if wal else shm == self._shm
+        if file is None or (self._file not in {None, file} and is_old):
+            if wal:
+                names = (Path(f"{path}.old{number or ''}") for number in count())
+                Path(path).rename(next(name for name in names if not name.exists()))
+            if shm:  # SQLite would believe it as long as a connection has it open.
+                Path(self._beside("-shm")).unlink(missing_ok=True)
 
 
 def execute(connection: sqlite3.Connection, sql: str, values: Mapping[str, Any], read: Read) -> Any:

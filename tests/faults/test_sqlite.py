@@ -19,8 +19,9 @@ from support.network import Load, eventually
 from support.server import HASTY, REAL, ROOT, Server, User, change_by_hand, fill
 from werkzeug.exceptions import ServiceUnavailable
 
+from database import sqlite
 from database.sqlite import Sqlite
-from models import fetch_all
+from models import count_rows, fetch_all
 
 FULL = 2
 
@@ -249,6 +250,76 @@ def test_a_write_whose_file_is_moved_away_may_have_been_made(tmp_path: Path) -> 
     moved.rename(file)
     with pytest.raises(ServiceUnavailable, match="Nothing has changed"):
         database.send("SELECT 1", {}, move, "")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Sqlite, Sqlite]]:
+    """What two processes have, which find at the end what they have inserted: "a", "b" and "c"."""
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    first, second = (Sqlite(str(tmp_path / "tasks.db"), threads=20) for _ in range(2))
+    first.migrate()
+    change_by_hand(url, "CREATE TABLE note (text)")
+    change_by_hand(url, f"VACUUM INTO '{tmp_path / 'backup.db'}'")
+    insert(first, "lost")
+    insert(second, "lost")
+    yield first, second
+    for database in (first, second):
+        rows = database.send("SELECT text FROM note", {}, fetch_all, "")
+        database.close()
+        assert sorted(rows) == [("a",), ("b",), ("c",)]
+
+
+def insert(database: Sqlite, text: str) -> None:
+    database.send(f"INSERT INTO note VALUES ('{text}')", {}, count_rows, "")
+
+
+def insert_into_the_new_file(database: Sqlite, text: str) -> None:
+    """The first statement finds that the file has been replaced."""
+    with pytest.raises(ServiceUnavailable):
+        insert(database, "refused")
+    insert(database, text)
+
+
+def test_the_log_of_a_new_file_stays_if_it_began_while_another_process_opened_the_old_one(
+    two: tuple[Sqlite, Sqlite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two
+    second.close()
+    open_now = second._connect
+
+    def open_later() -> sqlite3.Connection:
+        monkeypatch.undo()
+        (tmp_path / "backup.db").rename(tmp_path / "tasks.db")
+        insert_into_the_new_file(first, "a")
+        return open_now()
+
+    monkeypatch.setattr(second, "_connect", open_later)
+    insert_into_the_new_file(second, "b")
+    insert(first, "c")
+
+
+def test_the_log_of_a_new_file_stays_if_it_begins_while_another_process_looks_for_the_old_one(
+    two: tuple[Sqlite, Sqlite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two
+    (tmp_path / "backup.db").rename(tmp_path / "tasks.db")
+    insert_into_the_new_file(first, "a")
+    first.close()  # As the last one, it deletes the log.
+    with pytest.raises(ServiceUnavailable):
+        insert(second, "refused")
+
+    def look(file: str, min_bytes: int = 0) -> sqlite.FileIdentity:
+        found = file_identity(file, min_bytes)
+        if file.endswith("-wal"):
+            monkeypatch.undo()
+            assert found is None
+            insert(first, "b")
+        return found
+
+    file_identity = sqlite.file_identity
+    monkeypatch.setattr(sqlite, "file_identity", look)
+    second.migrate()
+    insert(second, "c")
 
 
 @pytest.mark.parametrize("had_it_open", [True, False])
