@@ -11,11 +11,10 @@ from gunicorn.workers.gthread import TConn
 
 from settings import MAX_BODY
 
+# The longest head. While the event loop searches it, a few milliseconds, all other clients wait.
+MAX_HEAD = 128 * 1024
 # The most that is searched again for the end of a chunk's first line, and of the trailers.
 MAX_CHUNK_LINE, MAX_TRAILERS = 4 * 1024, 32 * 1024
-
-# The most that the length and the codings of a body may take: 3 MB of them take half a second.
-MAX_FRAMING = 1024
 # The fields that say where a request ends, and whether the client waits to be told to go on.
 FRAMING = (b"content-length", b"transfer-encoding", b"expect")
 FIELD = re.compile(rb"\r\n(%b):([^\r\n]*)" % b"|".join(FRAMING), re.IGNORECASE)
@@ -79,8 +78,6 @@ class Connection(TConn):
 
     def __init__(self, cfg: Config, accepted: socket.socket, client: Any, server: Any) -> None:
         super().__init__(cfg, ClientSocket(accepted), client, server)
-        field_size = cfg.limit_request_field_size + len("\r\n")
-        self._max_head = cfg.limit_request_line + cfg.limit_request_fields * field_size
         self.parser = RequestParser(cfg, (), client)
         self.received = bytearray()
         self.counted_bytes = 0
@@ -126,15 +123,16 @@ class Connection(TConn):
         end = self.received.find(b"\r\n\r\n", begin)
         if end < 0:
             end = self._searched
-            if end <= self._max_head and not BARE_LINE_FEED.search(self.received, begin):
+            if end <= MAX_HEAD and not BARE_LINE_FEED.search(self.received, begin):
                 return False
         self.head = bytes(self.received[: end + 4])
         del self.received[: end + 4]
         line = self.head[: self.head.find(b"\r\n")]
         most, ends = self.cfg.limit_request_line, self.head.count(b"\r\n")
-        if len(line) > most or ends > self.cfg.limit_request_fields + 2:
-            # The parser refuses it for its beginning. All of it would take a second and 100 MB. It
-            # must not see the end: it does not count fields that it drops, nor `Expect`.
+        has_many_fields = ends > self.cfg.limit_request_fields + 2
+        if len(self.head) > MAX_HEAD or len(line) > most or has_many_fields:
+            # The parser refuses it, since it does not see the end. It does not count the bytes of
+            # all fields, fields that it drops, nor `Expect`.
             self.head = self.head.removesuffix(b"\r\n")[: 2 * most]
             self._length = UNKNOWN_LENGTH
             return True
@@ -144,9 +142,7 @@ class Connection(TConn):
             for wanted in FRAMING
         )
         is_http11 = line.endswith(b" HTTP/1.1")
-        if len(length) + len(codings) > MAX_FRAMING:
-            self._length = UNKNOWN_LENGTH
-        elif codings:
+        if codings:
             is_chunked = is_http11 and not length and CHUNKED.fullmatch(codings)
             self._length = None if is_chunked else UNKNOWN_LENGTH
         else:

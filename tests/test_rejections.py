@@ -195,6 +195,10 @@ HTTP = {
     "a form feed in an expectation": (call(b"GET", b"{tasks}", b"Expect: a\f\r\n"), 400),
     "a folded header": (call(b"GET", b"{tasks}", b"X: a\r\n b\r\n"), 400),
     "a header over 32 KiB": (call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 32_766)), 431),
+    "headers over 128 KiB together": (
+        call(b"GET", b"{tasks}", b"X: %b\r\n" % (b"x" * 32_765) * 4),
+        431,
+    ),
     "headers without an end": (b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 600_000, 431),
     "200 headers": (call(b"GET", b"{tasks}", b"X: y\r\n" * 200), 431),
     "120 headers, of which the parser drops 30": (

@@ -131,37 +131,6 @@ def test_notifications_for_another_client_of_a_pooler_are_not_kept(
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "tags", "expected"),
-    [
-        ("If-None-Match", "GET", ["aaaa"] * 90 * 6400, 200),
-        ("If-Match", "DELETE", [f'"{uuid4()}"' for _ in range(90 * 820)], 412),
-    ],
-    ids=["GET", "DELETE"],
-)
-def test_a_head_full_of_tags_costs_little_more_than_its_size(
-    tmp_path: Path, name: str, method: str, tags: list[str], expected: int
-) -> None:
-    """90 lines of tags, 3 MB."""
-    with Server(tmp_path, WEB_CONCURRENCY="1") as server, User(server, "ann") as user:
-        (worker,) = server.workers
-
-        def peak() -> float:
-            status = Path(f"/proc/{worker.pid}/status").read_text()
-            return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
-
-        path = f"/api/ann/tasks/{user.create()['id']}"
-        before = peak()
-        each = len(tags) // 90
-        lines = (",".join(tags[n * each : (n + 1) * each]) for n in range(90))
-        fields = "".join(f"{name}: {line}\r\n" for line in lines)
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"
-        assert server.send(head.encode())[0] == expected
-        more = peak() - before
-    print(f"\n{len(head) / 2**20:.1f} MiB of {name}: {more:.1f} MB more")
-    assert more < 32
-
-
-@pytest.mark.parametrize(
     ("own_url", "text"),
     [
         ("postgres", "control characters"),
@@ -252,11 +221,10 @@ def test_a_long_list_that_gets_no_turn_is_a_503_in_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["head", "body"])
 def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Path, kind: str) -> None:
-    fields = "".join(f"X-{n}: {'x' * 32_000}\r\n" for n in range(95)) if kind == "head" else ""
+    fields = "".join(f"X-{n}: {'x' * 32_000}\r\n" for n in range(4)) if kind == "head" else ""
     body = json.dumps({"title": "x"}).ljust(131_000 if kind == "body" else 0)
     head = "POST /api/ann/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     request = f"{head}{fields}Content-Length: {len(body)}\r\n\r\n{body}".encode()
-    number = 60 if kind == "head" else 500
     with Server(tmp_path, WEB_CONCURRENCY="1") as server, ExitStack() as kept:
         (worker,) = server.workers
 
@@ -267,10 +235,10 @@ def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Path, ki
 
         send()
         before = worker.memory_info().rss / 2**20
-        for _ in range(number):
+        for _ in range(500):
             send()
         more = worker.memory_info().rss / 2**20 - before
-    print(f"\n{number} idle connections after {len(request)} bytes each: {more:.1f} MB more")
+    print(f"\n500 idle connections after {len(request)} bytes each: {more:.1f} MB more")
     assert more < 32
 
 
@@ -293,10 +261,10 @@ def test_a_head_that_is_refused_keeps_no_memory(tmp_path: Path, field: bytes, nu
 
 
 @pytest.mark.slow
-def test_requests_with_long_heads_that_wait_for_a_thread(tmp_path: Path) -> None:
-    """300 of 1.4 MB, while the threads wait for a locked file."""
-    body = b'{"title": "x"}'
-    fields = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 32_000) for n in range(45))
+def test_long_requests_that_wait_for_a_thread(tmp_path: Path) -> None:
+    """While the threads wait for a locked file."""
+    body = b'{"title": "x"}'.ljust(128 * 1024)
+    fields = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 32_000) for n in range(4))
     head = b"POST /api/ann/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     request = b"%b%bContent-Length: %d\r\n\r\n%b" % (head, fields, len(body), body)
     with Server(tmp_path, WEB_CONCURRENCY="1") as server, User(server, "ann") as user:
@@ -308,14 +276,14 @@ def test_requests_with_long_heads_that_wait_for_a_thread(tmp_path: Path) -> None
         ):
             blocker.execute("BEGIN IMMEDIATE")
             connections = []
-            for _ in range(300):
+            for _ in range(600):
                 connection = socket.create_connection(server.address, timeout=30)
                 connections.append(open_ones.enter_context(connection))
                 connection.sendall(request)
-                time.sleep(0.02)  # Otherwise too much is half-sent.
+                time.sleep(0.01)  # Otherwise too much is half-sent.
             answers = [connection.recv(65536).split()[1] for connection in connections]
         status = Path(f"/proc/{worker.pid}/status").read_text()
         peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
-    print(f"\n300 requests of {len(request)} bytes: {peak:.0f} MB at most")
+    print(f"\n600 requests of {len(request)} bytes: {peak:.0f} MB at most")
     assert set(answers) <= {b"503", b"201"}
-    assert peak < 500
+    assert peak < 200
