@@ -139,11 +139,12 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 failure = refusal
                 self.slot_wait_s = 0.0  # In an outage, no request waits for a slot.
                 continue
-            if time_left() <= MARGIN_S:  # The process was suspended.
-                pool.push(connection)
-                break
             try:
+                if time_left() <= MARGIN_S:  # The process was suspended.
+                    break
                 result = execute(connection, sql, values, read)
+                self.slot_wait_s = TaskDatabase.slot_wait_s
+                return result
             except DRIVER_ERRORS as error:
                 failure = error
                 if is_lost(connection, error):
@@ -157,21 +158,16 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     self._discard(pool, connection)
                     self._schema_is_current = False
                     break
-                elif isinstance(error, extensions.TransactionRollbackError):
-                    pool.push(connection)
                 elif isinstance(error, errors.QueryCanceled):
-                    pool.push(connection)
                     break
                 elif isinstance(error, errors.UniqueViolation) and not was_refused:
                     # One of two creates of a task, while REINDEX CONCURRENTLY has two indexes.
                     # https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
-                    pool.push(connection)
                     was_refused = True
                 elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
-                    pool.push(connection)
                     # Further lines can have the row, which must not get into the log.
                     raise type(error)(one_line(error)) from None
-                else:
+                elif not isinstance(error, extensions.TransactionRollbackError):
                     # A new connection may succeed: it leads to the server that was promoted, or
                     # has the rights and the settings of today.
                     self._discard(pool, connection)
@@ -182,10 +178,9 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                 # Such as a MemoryError. A part of the result may not be read yet.
                 connection.close()
                 raise
-            else:
-                pool.push(connection)
-                self.slot_wait_s = TaskDatabase.slot_wait_s
-                return result
+            finally:
+                if not connection.closed:
+                    pool.push(connection)
         detail, retry_after = NOTHING_CHANGED, 1
         if is_lost_write:
             detail, retry_after = MAYBE_CHANGED, math.ceil(STATEMENT_TIMEOUT_S)  # It may still run.
