@@ -289,24 +289,17 @@ def may_not_look_for(file: str) -> bool:
     return False
 
 
-class Escaped:
-    """A text with backslashes, as a literal that has the same meaning in every session.
+def to_literal(text: str) -> extensions.AsIs | extensions.QuotedString:
+    """A text as a literal that has the same meaning in every session.
 
     psycopg2 does not see that another client of a pooler, or a reload, has changed
     `standard_conforming_strings`. A backslash before a quote could then end the literal.
     https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS-ESCAPE
     """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def getquoted(self) -> bytes:
-        doubled = self.text.replace("\\", "\\\\").replace("'", "''")
-        return f"E'{doubled}'".encode()
-
-
-def to_literal(text: str) -> Escaped | extensions.QuotedString:
-    return Escaped(text) if "\\" in text else extensions.QuotedString(text)
+    if "\\" not in text:
+        return extensions.QuotedString(text)
+    doubled = text.replace("\\", "\\\\").replace("'", "''")
+    return extensions.AsIs(f"E'{doubled}'")
 
 
 def wait_for_server(connection: Connection) -> None:
