@@ -85,15 +85,14 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         self.table_query = f"""SELECT to_regclass('"{schema}".task')"""
         parameters = extensions.parse_dsn(url)
         given = parameters.keys() | os.environ.keys()
-        has_service = bool(given & {"service", "PGSERVICE"})
-        if not has_service:  # A service file has precedence over the variables, such as PGHOST.
+        # A service file has precedence over the variables, such as PGHOST.
+        if not given & {"service", "PGSERVICE"}:
             defaults = {name: os.environ.get(f"PG{name.upper()}", "") for name in HOST_OPTIONS}
             parameters = defaults | parameters
         self._hosts = Hosts(parameters)
         self._has_certificate = bool(given & {"sslcert", "PGSSLCERT"})
         # By default, libpq looks for a Kerberos ticket, which can crash a forked process on macOS.
-        uses_kerberos = has_service or given & {"gssencmode", "PGGSSENCMODE"}
-        self._kerberos = {} if uses_kerberos else {"gssencmode": "disable"}
+        os.environ.setdefault("PGGSSENCMODE", "disable")
         self._pool = Pool()
         extensions.set_wait_callback(wait_for_server)
         extensions.register_adapter(str, to_literal)
@@ -105,7 +104,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
         with time_limit(limit_s), self._hosts.options() as hosts:
             try:
                 connection = psycopg2.connect(
-                    extensions.make_dsn(self.database, **hosts, **certificate, **self._kerberos),
+                    extensions.make_dsn(self.database, **hosts, **certificate),
                     connection_factory=Connection,
                     client_encoding="UTF8",
                     fallback_application_name="task-api",
