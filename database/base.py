@@ -112,9 +112,9 @@ class TaskDatabase(peewee.Database):
             if self._upgrade is None or self._upgrade.done() or is_old:
                 self._upgrade, self._upgrade_started = in_background(self.migrate), monotonic()
             upgrade = self._upgrade
-        wait_s = self._upgrade_started + SCHEMA_WAIT_S - monotonic()
         try:
-            upgrade.result(max(0.0, min(wait_s, time_left())))
+            with time_limit(self._upgrade_started + SCHEMA_WAIT_S - monotonic()):
+                upgrade.result(time_left())
         except TimeoutError as error:
             if not self._is_upgrading:
                 raise unavailable("no response in time") from error
