@@ -9,6 +9,7 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import MethodNotAllowed, NotFound, ServiceUnavailable
 
 from server import log_request
+from settings import MAX_BODY
 from web.parsing import StrictRequest
 
 BUSY = "The server is busy. Nothing has changed. Try again soon."
@@ -30,6 +31,8 @@ class Application(Flask):
     def __init__(self) -> None:
         super().__init__(__name__)
         self.json = OrjsonProvider(self)
+        # Werkzeug cuts a chunked body there without an error: `read_body` refuses what is longer.
+        self.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
         self.url_map.merge_slashes = False
         self.before_request(refuse_in_overload)
         self.before_request(refuse_other_spellings)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Mapping
-from io import BytesIO
 from typing import IO, Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
@@ -11,7 +10,6 @@ import orjson
 from flask import Request, request
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
-from werkzeug.utils import cached_property
 
 from settings import MAX_BODY
 from web.fields import Words
@@ -125,12 +123,23 @@ def query_values(request: Request) -> dict[str, list[str]]:
 
 
 class StrictRequest(Request):
-    """A request whose body somebody else may read, too, such as a monitoring agent."""
+    """A request whose body is taken as the server has it, or through Werkzeug's checks."""
 
-    @cached_property
+    @property
     def stream(self) -> IO[bytes]:
-        """The body. Raises as `read_body`."""
-        return BytesIO(read_body(self))
+        """The body. Raises BadRequest if the server does not read chunks, or as Werkzeug does.
+
+        Werkzeug's own stream costs more CPU than parsing the body.
+        """
+        given: IO[bytes] = self.environ["wsgi.input"]
+        # Whole in memory or in a file, by our worker or by an adapter for ASGI.
+        if hasattr(given, "seekable") and given.seekable():
+            return given
+        if "Transfer-Encoding" in self.headers and not self.environ.get("wsgi.input_terminated"):
+            raise BadRequest(
+                "The body has no Content-Length, and this server does not know its end."
+            )
+        return super().stream
 
 
 def refuse_partial_bodies() -> None:
@@ -144,34 +153,13 @@ def refuse_partial_bodies() -> None:
 
 
 def read_body(request: Request) -> bytes:
-    """Read the whole body from the server's stream.
+    """The whole body, which others may read before or after.
 
-    Werkzeug's own stream costs more CPU than parsing the body. Raises RequestEntityTooLarge. Raises
-    BadRequest if the client sent less than it announced or a broken chunk, or if the server does
-    not read chunks.
+    Raises RequestEntityTooLarge, or BadRequest if the client sent less than it announced.
     """
-    environ, length = request.environ, request.content_length
-    stream = environ["wsgi.input"]
-    if length is None and not (environ.get("wsgi.input_terminated") or is_whole(stream)):
-        if "Transfer-Encoding" in request.headers:
-            raise BadRequest(
-                "The body has no Content-Length, and this server does not know its end."
-            )
-        return b""
-    if (length or 0) > MAX_BODY:
+    body, length = request.get_data(), request.content_length
+    if len(body) > MAX_BODY or (length or 0) > MAX_BODY:
         raise RequestEntityTooLarge
-    try:
-        body: bytes = stream.read(MAX_BODY + 1 if length is None else length)
-    except Exception as error:  # Each server raises its own error for a broken chunk.
-        raise BadRequest(INCOMPLETE) from error
-    if len(body) > MAX_BODY:
-        raise RequestEntityTooLarge
-    if length not in {None, len(body)}:
+    if length is not None and length != len(body):
         raise BadRequest(INCOMPLETE)
-    environ["wsgi.input"] = BytesIO(body)  # For others, who may read it before or after.
     return body
-
-
-def is_whole(stream: Any) -> bool:
-    """Whether the server has read the body into memory or a file, such as an adapter for ASGI."""
-    return hasattr(stream, "seekable") and bool(stream.seekable())
