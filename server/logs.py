@@ -6,7 +6,6 @@ import logging
 import logging.config
 import os
 import re
-import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -91,7 +90,9 @@ class StderrHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.file = open_terminal() if os.isatty(2) else 2
+        is_terminal = os.isatty(2)
+        self.file = open_terminal() if is_terminal else 2
+        self.setFormatter(TextFormatter() if is_terminal else JsonFormatter())
 
     def handle(self, record: logging.LogRecord) -> bool:
         try:
@@ -191,8 +192,7 @@ def logging_config(level: str) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"lines": {"()": create_formatter}},
-        "handlers": {"stderr": {"()": StderrHandler, "formatter": "lines"}},
+        "handlers": {"stderr": {"()": StderrHandler}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "tasks": {"level": level},
@@ -201,10 +201,6 @@ def logging_config(level: str) -> dict[str, Any]:
             "werkzeug": {"propagate": False, "filters": [lambda record: not record.args]},
         },
     }
-
-
-def create_formatter() -> logging.Formatter:
-    return TextFormatter() if sys.stderr.isatty() else JsonFormatter()
 
 
 def configure_logging(level: str) -> None:
