@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Empty if it is too old, or missing.
+# Empty if Python is too old, or missing.
 NEW_ENOUGH = $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")')
-# The bundled PostgreSQL has no wheel for it. The server itself runs on 3.15.
+# The bundled PostgreSQL has no wheel for 3.15. The server itself runs on it.
 TOO_NEW = "The tests need Python 3.11 to 3.14, such as: make test PYTHON=python3.14 VENV=.venv-3.14"
-# Empty if it cannot make an environment: Debian has that in a package of its own.
+# Empty if Python cannot make a virtual environment: on Debian, that is a package of its own.
 HAS_VENV = $(shell $(PYTHON) -c 'import ensurepip; print(True)' 2>/dev/null)
 
-# Not through the environment, where a PORT would be the sign of a platform.
+# PORT is not in the server's environment: there, it would be the sign of a platform.
 run: $(VENV)/run
 	@env -u PORT $(BIN)/python -m gunicorn $(if $(PORT),-b 127.0.0.1:$(PORT))
 

@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     allow_origins(app, settings.cors_origins)
     app.extensions["database"] = open_database(settings)
     cli.add_commands(app, settings)
-    # A server logs the warnings, also that of `flask run`. A command such as `token` does not.
+    # A server logs the warnings, `flask run` too. A command such as `token` does not.
     command = click.get_current_context(silent=True)
     if not command or command.info_name == "run":
         log_warnings(settings)
@@ -88,7 +88,7 @@ def start(app: Flask) -> None:
     """Do what precedes the first request: fetch the keys, migrate, and begin to purge.
 
     Each process that serves calls it, never one that forks: SQLite's locks would not hold in both.
-    Without it, the first request fetches and migrates, and nothing purges the trash. Raises
+    Without this call, the first request fetches and migrates, and nothing purges the trash. Raises
     UnusableSchema: the server must not run.
     """
     auth.fetch_keys(app.extensions["auth"])
@@ -109,7 +109,7 @@ def purge_daily(app: Flask, days: int) -> None:
     while True:
         pause = RETRY_PAUSE_S
         try:
-            with app.app_context(), suppress(ServiceUnavailable):  # It is in the log.
+            with app.app_context(), suppress(ServiceUnavailable):  # The log has the reason.
                 if number := models.purge(days):
                     log.info("purged %d tasks from the trash", number)
                 pause = PURGE_PAUSE_S

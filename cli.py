@@ -33,7 +33,7 @@ def add_commands(app: Flask, settings: Settings) -> None:
         return user
 
     def check_file() -> None:
-        """A missing file has no tasks to remove: the service's settings are somewhere else."""
+        """Refuse a missing file: the command does not have the settings of the service."""
         file = settings.sqlite_file
         if file and not os.path.exists(file):
             raise click.ClickException(f"DATABASE_URL: the file {file} does not exist")

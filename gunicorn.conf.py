@@ -23,7 +23,7 @@ from server import ServerLogger, Worker, log_warnings, logging_config, startup_s
 from settings import MAX_REQUEST_LINE, VERSION, process_settings
 
 settings = process_settings()
-# Requests need these. With `--user`, a worker may not read a Python in root's home folder.
+# Requests need these. With `--user`, a worker cannot read a Python in root's home folder.
 for codec in ("idna", "unicode_escape"):
     codecs.lookup(codec)
 
@@ -35,8 +35,8 @@ worker_class = Worker
 logger_class = ServerLogger
 logconfig_dict = logging_config(settings.log_level)
 loglevel = settings.log_level
-# In seconds. Longer than in routers and proxies, which would send a request on a closed connection
-# and lose it: Heroku keeps one for 90, Caddy for 120, Google's load balancer for 600.
+# In seconds. Longer than routers and proxies keep a connection: they would lose a request that they
+# send on a closed one. Heroku keeps one for 90, Caddy for 120, Google's load balancer for 600.
 keepalive = 620
 # In seconds. One until a thread has taken each request, and about 8 to handle it.
 graceful_timeout = 9

@@ -15,11 +15,11 @@ from models import FIELDS, IS_OWNED, PUBLIC_COLUMNS, PUBLIC_FIELDS, TRASH_FIELDS
 MAX_LIMIT = MAX_OFFSET = 10_000
 # The approximate size at which a page ends, and the number of tasks serialized in one call.
 MAX_PAGE_BYTES, TASKS_PER_CHUNK = 8_000_000, 64
-# Only after this many tasks does the database measure sizes: PostgreSQL takes up to a tenth longer
-# for a list then, and SQLite up to twice as long.
+# The database measures sizes only after this many tasks: a measured list takes PostgreSQL up to a
+# tenth longer, and SQLite up to twice as long.
 UNMEASURED_TASKS = 400
-# The most lists of more tasks that a process reads at once. Each takes about 20 MB meanwhile, and
-# more at once would not be faster.
+# How many lists of more tasks a process reads at once. Each takes about 20 MB meanwhile, and more
+# lists at once would not be faster.
 MAX_LONG_LISTS = 4
 # The most that a task can take in a page, if every character is escaped.
 LONGEST_TASK_BYTES = 40_000
@@ -110,8 +110,8 @@ def select_page(
     key = sort_key(sorting)
     order_by = (key.asc(), Task.id.asc()) if order == "asc" else (key.desc(), Task.id.desc())
     where: list[Node] = [IS_OWNED, Task.deleted_at.is_null(sort != "deleted")]
-    # PostgreSQL underestimates how many tasks pass a filter, so that it would read and sort all of
-    # a user's. Of `coalesce`, it expects half: it reads in order, and stops at the limit.
+    # PostgreSQL underestimates how many tasks pass a filter, and would read and sort all tasks of a
+    # user. It expects that half of them pass a `coalesce`: it reads in order up to the limit.
     where += [fn.coalesce(FILTERS[name], SQL("FALSE")) for name in filters]
     if continued:
         place, last = Tuple(key, Task.id), Tuple(Parameter("key"), Parameter("id"))

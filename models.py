@@ -54,7 +54,7 @@ def fold_tags(tags: str) -> str:
 
 
 class Task(Model):
-    """A row of the table. The primary key has the owner, whom every statement but a purge names.
+    """A row of the table. All statements but a purge name its owner, first in the primary key.
 
     Clients see the fields in this order, except HIDDEN ones. A field that a client omits in a new
     task gets its default, which is null unless it is given here. A new field also needs a
@@ -119,7 +119,7 @@ count_rows: Read = attrgetter("rowcount")
 
 
 class NotRemovable(Exception):
-    """The database lets tasks be seen, but not removed."""
+    """The database's user may see tasks, but not remove them."""
 
 
 class StoredTask(NamedTuple):
@@ -428,7 +428,7 @@ def forget(user_id: str) -> int:
 def purge(days: int) -> int:
     """Remove the tasks that have been in the trash for more than `days`. Returns their number."""
     total = 0
-    with suppress(NotRemovable):  # Or another server has been faster each time.
+    with suppress(NotRemovable):  # Perhaps another server has removed each batch.
         for number in remove_batches(of_user=False, days=days):
             total += number
     return total

@@ -28,7 +28,7 @@ LIST_QUERY, TRASH_QUERY = schemas.TaskQuerySchema(), schemas.TrashQuerySchema()
 
 
 class UserIdConverter(BaseConverter):
-    """A text of 1 to 255 characters, without `/` and control characters."""
+    """A text of 1 to 255 characters, without `/` or control characters."""
 
     character = r"[^/\x00-\x1f\x7f-\x9f]"
     regex = character + "{1,255}"

@@ -18,8 +18,8 @@ UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # As the server writes times, or as other programs do in SQLite, such as its own datetime('now').
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)?", re.ASCII)
 # The rules for any text, a title and tags, as regular expressions for clients. NOT_BLANK excludes
-# what is white space only in Python, and allows what is so only in ECMAScript, the byte order mark.
-# A range around that one stands for it, since a Go file must not contain it.
+# what is white space only in Python, and allows the byte order mark, which is white space only in
+# ECMAScript. A range around this mark stands for it, since a Go file must not contain the mark.
 AROUND_BYTE_ORDER_MARK = "[\ufe6b-\uff01]"
 STORABLE = r"^[^\x00]*$"
 NOT_BLANK = rf"^{fields.SPACES}([^\s\x00\x1c-\x1f\x85]|{AROUND_BYTE_ORDER_MARK})[^\x00]*$"

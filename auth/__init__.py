@@ -23,7 +23,7 @@ MISSING = "The bearer token is missing: send the header Authorization: Bearer TO
 INVALID = "The bearer token is not valid, or has expired. The log of the server says why."
 MAX_DESCRIBED = 200
 # What the log says for PyJWT's errors. In braces: parts of the token, and what they should be.
-WRONG: dict[type[Exception], str] = {
+REASONS: dict[type[Exception], str] = {
     jwt.InvalidAlgorithmError: "Wrong algorithm: found alg {alg}, expected HS256",
     jwt.ExpiredSignatureError: "Expired: found exp {exp}, now is {now}",
     jwt.ImmatureSignatureError: "Not valid yet: found nbf {nbf}, iat {iat}, now is {now}",
@@ -121,11 +121,11 @@ class Verifier:
         kind = MISSING_CLAIMS.get(getattr(error, "claim", None), type(error))
         try:
             parts = jwt.decode_complete(token, options={"verify_signature": False})
-            if kind not in WRONG:
+            if kind not in REASONS:
                 return reason
             claims = dict.fromkeys(("exp", "nbf", "iat", "iss", "aud")) | parts["payload"]
             claims |= {"alg": parts["header"].get("alg"), "now": time()}
-            return WRONG[kind].format_map(
+            return REASONS[kind].format_map(
                 {name: describe(value, name in TIMES) for name, value in claims.items()}
                 | {"issuer": self.settings.jwt_issuer}
                 | {"audience": " or ".join(self.settings.jwt_audience)}

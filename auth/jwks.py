@@ -102,8 +102,8 @@ class KeySet:
             finally:
                 self._waiting.release()
             if fetching.is_alive():
-                said = "the keys at %s could not be fetched within %g s"
-                log.warning(said, self._address, FETCH_TIMEOUT_S)
+                message = "the keys at %s could not be fetched within %g s"
+                log.warning(message, self._address, FETCH_TIMEOUT_S)
 
     def _start_fetch(self) -> threading.Thread:
         """Start a fetch unless one is running or it is too early, and return the latest one."""
@@ -152,7 +152,7 @@ def download(url: str) -> Any:
         opener.add_handler(handler)
     body = b""
     with opener.open(request.Request(url, headers=HEADERS), timeout=FETCH_TIMEOUT_S) as response:
-        until = monotonic() + FETCH_TIMEOUT_S  # Not sooner: an address before this one may be dead.
+        until = monotonic() + FETCH_TIMEOUT_S  # Connecting can take long, if an address is dead.
         if response.status != 200:
             raise ValueError(f"status {response.status}")
         while piece := response.read1(MAX_BYTES):
@@ -166,8 +166,8 @@ def download(url: str) -> Any:
 def https_handler() -> request.HTTPSHandler:
     """What all fetches share: it loads the system's certificates, which take 0.9 MB.
 
-    An opener and its handlers refer to each other. With an own one, each fetch would keep that
-    memory until Python's garbage collector looks through all objects, hours later.
+    An opener and its handlers refer to each other. With a handler of its own, each fetch would keep
+    that memory until Python's garbage collector looks through all objects, hours later.
     """
     return request.HTTPSHandler()
 

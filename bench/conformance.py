@@ -1,4 +1,4 @@
-"""Does a service do the work that is measured? Raises AssertionError if it does not."""
+"""Checks that a service does the work that is measured. Raises AssertionError if it does not."""
 
 import time
 from collections.abc import Callable
@@ -212,7 +212,7 @@ def check_input(checker: Checker) -> None:
     checker.same([], "n0")
 
 
-# What a service that claims an operation must do.
+# What a service must do for each of its operations.
 CHECKS: dict[str, Callable[[Checker], None]] = {
     "list 10": check_reads,
     "search": check_queries,

@@ -160,7 +160,7 @@ class Database:
         self.execute("UPDATE task SET deleted_at = now() WHERE user_id LIKE 'e%'")
 
     def restore(self, table: str, doomed: int, *, deleted: bool = False) -> None:
-        """Bring back what was deleted, into the trash if `deleted`, and take away what is new."""
+        """Remove new tasks, and add tasks to be deleted, or `deleted` tasks to be restored."""
         self.execute(f"DELETE FROM {table} WHERE user_id = 'd1' OR user_id LIKE 'n%'")
         self.fill(table, DOOMED.format(count=doomed))
         if deleted:

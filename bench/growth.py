@@ -136,7 +136,7 @@ def beside_trash(database: Database) -> Work:
 
 
 def print_growth(title: str, results: Results) -> None:
-    """A row for each operation and figure; in brackets, how many times the first column it is."""
+    """A row for each operation and figure; in parentheses, the ratio to the first column."""
     rows = {}
     for operation, found in results.items():
         for name, figure in {

@@ -47,7 +47,7 @@ def cpu(process: psutil.Process) -> float:
 
 
 def settled(instance: Instance, database: Database) -> tuple[float, float]:
-    """The CPU of both when what was begun is done."""
+    """The CPU of both, once their earlier work has ended."""
     deadline = time.monotonic() + 5
     after, quiet = (cpu(instance.process), cpu(database.postmaster)), 0
     while quiet < 3 and time.monotonic() < deadline:
@@ -72,7 +72,7 @@ def open_connections(instance: Instance, lines: list[str]) -> None:
 
 
 def warm_up(instance: Instance, lines: list[str]) -> None:
-    """Have those connections open again that were closed because nobody used them.
+    """Open the connections again that were closed because they were idle.
 
     A service may fail with the first request on such a connection: that is not measured.
     """
@@ -129,7 +129,7 @@ def wrk(
 
 
 def rotate(turns: list[Any], number: int) -> list[Any]:
-    """The same turns, of which another one is the first in each round: what drifts meets all."""
+    """The same turns, beginning with another one in each round: a drift affects all of them."""
     first = number % len(turns)
     return turns[first:] + turns[:first]
 

@@ -279,7 +279,7 @@ def with_tokens(work: dict[str, list[str]], tokens: dict[str, str]) -> dict[str,
 
 
 def print_figures(title: str, names: list[str], results: Results, figure: str) -> None:
-    """A row for each operation; in brackets, how many times this service's figure it is."""
+    """A row for each operation; in parentheses, the ratio to this service's figure."""
     rows = {}
     for operation, found in results.items():
         values = {
@@ -299,7 +299,7 @@ def print_figures(title: str, names: list[str], results: Results, figure: str) -
 
 
 def print_targets(results: Results) -> None:
-    """The ratios that count, for every operation: the median over the rounds of each round's."""
+    """The ratios of every operation to the peers and to the floor: medians over the rounds."""
 
     def ratio(operation: str, figure: str, above: Service, below: Service) -> str:
         found = results[operation]
@@ -392,7 +392,7 @@ def cluster() -> Iterator[Cluster]:
     made = Cluster(folder, "max_connections=600")
     made.start()
     try:
-        # It would run in whose turn it comes: every table is vacuumed by hand.
+        # Autovacuum would disturb whichever service is measured. The tables are vacuumed by hand.
         made.execute("ALTER SYSTEM SET autovacuum = off")
         made.execute("SELECT pg_reload_conf()")
         yield made

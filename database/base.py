@@ -141,7 +141,7 @@ class TaskDatabase(peewee.Database):
                 raise UnusableSchema(MISSING_TABLE)
             if not any(applied) and self._has_table():
                 raise UnusableSchema(FOREIGN_TABLE.format("task"))
-            # `up` creates the runner's own table, which some database users may not do.
+            # `up` creates the runner's own table, for which some database users have no privilege.
             names = [] if all(applied) else self._runner().up()
         for name in names:
             log.info("applied the migration %s", name)

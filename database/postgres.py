@@ -14,6 +14,7 @@ from typing import Any
 import peewee
 import psycopg2
 from psycopg2 import errors, extensions
+from psycopg2.errorcodes import INSUFFICIENT_PRIVILEGE
 
 from database.base import (
     FOREIGN_NAME,
@@ -48,7 +49,7 @@ LOCK_WAIT_S, LOCK_PAUSE_S, LOST_CLIENT_S = 30.0, 0.02, 60.0
 # before any server tries again. After a second (deadlock_timeout), PostgreSQL cancels an
 # autovacuum.
 TABLE_WAIT_S, TABLE_PAUSE_S = 2.0, 5.0
-# Where libpq looks for a client's certificate. If it may not look there, such as in root's home
+# Where libpq looks for a client's certificate. If it cannot look there, such as in root's home
 # after a setuid, TLS fails. With the name of a file that does not exist, TLS works.
 CLIENT_CERTIFICATE, NO_FILE = "~/.postgresql/postgresql.crt", "/no-such-folder/no-such-file"
 # Peewee makes psycopg2 return UUID objects; the text is enough.
@@ -57,9 +58,8 @@ UUID_AS_TEXT = extensions.new_type((2950,), "UUID_AS_TEXT", lambda value, cursor
 CANCELED = "The database took too long. Nothing has changed. Try again soon."
 # What psycopg2 raises. A server whose messages are not UTF-8 makes it raise UnicodeError.
 DRIVER_ERRORS = (psycopg2.Error, UnicodeError, OSError)
-# The statement itself is wrong, unless the database's user may not send it.
+# The statement itself is wrong, unless the database's user has no privilege for it.
 STATEMENT_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.ProgrammingError)
-MISSING_RIGHT = "42501"
 # Another program, or a copy of the table, uses a name that a migration needs.
 NAME_ERRORS = (
     errors.DuplicateObject,
@@ -99,7 +99,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
 
     def _connect(self) -> Connection:
         limit_s = min(CONNECT_TIMEOUT_S, time_left() - MIN_TIME_LEFT_S)
-        is_hidden = not self._has_certificate and may_not_look_for(CLIENT_CERTIFICATE)
+        is_hidden = not self._has_certificate and is_inaccessible(CLIENT_CERTIFICATE)
         certificate = {"sslcert": NO_FILE} if is_hidden else {}
         with time_limit(limit_s), self._hosts.options() as hosts:
             try:
@@ -163,12 +163,12 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     # One of two creates of a task, while REINDEX CONCURRENTLY has two indexes.
                     # https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
                     was_refused = True
-                elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != MISSING_RIGHT:
+                elif isinstance(error, STATEMENT_ERRORS) and error.pgcode != INSUFFICIENT_PRIVILEGE:
                     # Further lines can have the row, which must not get into the log.
                     raise type(error)(one_line(error)) from None
                 elif not isinstance(error, extensions.TransactionRollbackError):
                     # A new connection may succeed: it leads to the server that was promoted, or
-                    # has the rights and the settings of today.
+                    # has the current privileges and settings.
                     self._discard(pool, connection)
                     if was_refused:
                         break
@@ -249,7 +249,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     raise
                 busy = TimeoutError("another transaction uses the table")
                 problem = unavailable(busy, UPGRADING)
-                # Servers that tried one after the other would leave requests no time between.
+                # Otherwise, the tries of several servers would leave requests no time in between.
                 sleep(TABLE_PAUSE_S)
                 raise problem from busy
 
@@ -280,7 +280,7 @@ def execute(connection: Connection, sql: str, values: Mapping[str, Any], read: R
         return read(cursor)
 
 
-def may_not_look_for(file: str) -> bool:
+def is_inaccessible(file: str) -> bool:
     try:
         os.stat(os.path.expanduser(file))
     except OSError as error:
@@ -323,7 +323,7 @@ def wait_for_server(connection: Connection) -> None:
 
 
 def reset_on_close(connection: Connection) -> None:
-    """Make the kernel forget what it has sent in vain, instead of sending it again after the close.
+    """Make the kernel drop unacknowledged data, instead of sending it again after the close.
 
     Otherwise a write could arrive long after its 503.
     https://man7.org/linux/man-pages/man7/socket.7.html (SO_LINGER)

@@ -29,9 +29,10 @@ from database.base import (
 
 # The longest wait for one lock: half of a request's time.
 LOCK_TIMEOUT_S = REQUEST_TIMEOUT_S / 2
-# How much a log grows before it is emptied, and how long that may wait for readers.
-MAX_LOG_BYTES, LOG_WAIT_MS = 16 * 1024 * 1024, 500
-# How the error of the driver about a text begins, which it quotes, and what decodes such a text.
+# How much the write-ahead log grows before it is truncated, and how long that waits for readers.
+MAX_WAL_GROWTH_BYTES, CHECKPOINT_WAIT_MS = 16 * 1024 * 1024, 500
+# How the driver's error about a text that is not UTF-8 begins, and what decodes such a text. The
+# rest of the error quotes the text.
 NOT_UTF8, DECODE = "Could not decode to UTF-8", methodcaller("decode", "utf-8", "replace")
 # The device and the inode of a file, or None if it does not exist.
 FileIdentity = tuple[int, int] | None
@@ -59,7 +60,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         self._wal: FileIdentity = None
         self._shm: FileIdentity = None
         self._opened = threading.local()
-        self._max_log_bytes = MAX_LOG_BYTES
+        self._max_wal_bytes = MAX_WAL_GROWTH_BYTES
         self.register_function(next_timestamp, "next_timestamp", 2)
         sqlite3.register_adapter(list, json.dumps)  # For json_each().
         sqlite3.register_converter("boolean", b"1".__eq__)
@@ -118,7 +119,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             has_written = is_write  # Perhaps into a file that was moved away, and can come back.
             self._check_file(self._opened.file)
             if is_write:
-                self._empty_long_log(connection)
+                self._truncate_long_wal(connection)
             return result
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             self.close()
@@ -130,18 +131,18 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             if is_write:
                 self._write_lock.release()
 
-    def _empty_long_log(self, connection: sqlite3.Connection) -> None:
-        """Write a long log into the file, and empty it. Needs the write lock.
+    def _truncate_long_wal(self, connection: sqlite3.Connection) -> None:
+        """Write a long log into the file, and truncate the log. Needs the write lock.
 
-        SQLite itself never empties it while there is always a reader.
+        SQLite itself never truncates it while there is always a reader.
         https://www.sqlite.org/wal.html#avoiding_excessively_large_wal_files
         """
         with suppress(OSError, sqlite3.Error):  # The statement has succeeded.
             wal = self._beside("-wal")
-            if os.path.getsize(wal) > self._max_log_bytes:
-                connection.execute(f"PRAGMA busy_timeout = {LOG_WAIT_MS}")
+            if os.path.getsize(wal) > self._max_wal_bytes:
+                connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_WAIT_MS}")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                self._max_log_bytes = os.path.getsize(wal) + MAX_LOG_BYTES
+                self._max_wal_bytes = os.path.getsize(wal) + MAX_WAL_GROWTH_BYTES
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
@@ -178,7 +179,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             if wal:
                 names = (Path(f"{path}.old{number or ''}") for number in count())
                 Path(path).rename(next(name for name in names if not name.exists()))
-            if shm:  # SQLite would believe it as long as a connection has it open.
+            if shm:  # SQLite would use it as long as a connection has it open.
                 Path(self._beside("-shm")).unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ BEGIN
     RAISE 'task has triggers, foreign keys, rules, row-level security, a publication or a replica'
       ' identity, which its copy would lose';
   END IF;
-  -- Or the new table would be in the first schema of the search_path, such as the user's own.
+  -- Otherwise, the new table would be in the first schema of the search_path, such as the user's.
   PERFORM set_config('search_path', relnamespace::regnamespace::text, true)
     FROM pg_class WHERE oid = 'task'::regclass;
 END

@@ -22,7 +22,7 @@ LENGTH = re.compile(rb"0*(\d{1,9})")
 CHUNKED = re.compile(rb"(?:(?![ \t]*chunked\b)[^,]+,)*[ \t]*chunked", re.IGNORECASE)
 # If the head does not say where the body ends, the body counts as too large: no more is read.
 UNKNOWN_LENGTH = MAX_BODY + 1
-# One with a control character stays: the parser refuses it.
+# A field with a control character stays: the parser refuses it.
 EXPECT = re.compile(rb"\r\nexpect:[\t -~\x80-\xff]*+(?=\r\n)", re.IGNORECASE)
 # Bytes of a URL that its client should have escaped. curl sends a query as it was typed.
 UNESCAPED = re.compile(rb"[\x80-\xff]")
@@ -131,8 +131,8 @@ class Connection(TConn):
         most, ends = self.cfg.limit_request_line, self.head.count(b"\r\n")
         has_many_fields = ends > self.cfg.limit_request_fields + 2
         if len(self.head) > MAX_HEAD or len(line) > most or has_many_fields:
-            # The parser refuses it, since it does not see the end. It does not count the bytes of
-            # all fields, fields that it drops, nor `Expect`.
+            # The parser refuses a head without its end. Of the whole head, it would not count the
+            # bytes together, and not each field.
             self.head = self.head.removesuffix(b"\r\n")[: 2 * most]
             self._length = UNKNOWN_LENGTH
             return True

@@ -166,7 +166,7 @@ class ServerLogger(Logger):
     """Gunicorn's log without its own line for each request, which costs 35 µs."""
 
     def access(self, *_: Any) -> None:
-        """Do nothing, also where a platform asks for it with `--access-logfile`."""
+        """Do nothing, even if a platform sets `--access-logfile`."""
 
     def setup(self, cfg: Config) -> None:
         """Configure the log. Raises RuntimeError if the file of `--log-file` cannot be written."""

@@ -92,7 +92,7 @@ class ThreadPool:
 class MethodQueue(PollableMethodQueue):
     """The loop's queue of calls, whose pipe stays open until the process ends.
 
-    A thread that is late would write into the file that has got the number of the pipe since.
+    Otherwise, a late thread could write into another file that has the number of the pipe by then.
     """
 
     def close(self) -> None:
@@ -261,7 +261,7 @@ class Worker(ThreadWorker):
         latest = max(arrived, self.stopping_since) + STOP_QUEUE_S
         conn.sock.is_refused |= monotonic() > min(arrived + MAX_QUEUE_S, latest)
         request: Any = None
-        keeps = False
+        keep_alive = False
         try:
             conn.parser.unreader.unread(conn.head)
             conn.head = b""
@@ -270,7 +270,7 @@ class Worker(ThreadWorker):
             is_garbled = not REQUEST_BEGIN.match(conn.received)
             if conn.sock.is_partial or is_garbled or is_last(request):
                 request.force_close()
-            keeps = self.handle_request(request, conn)
+            keep_alive = self.handle_request(request, conn)
         except Exception as error:
             if not conn.sock.unsent:
                 # A head that is too long has no end. Gunicorn would answer 500, and log all of it.
@@ -282,26 +282,26 @@ class Worker(ThreadWorker):
                 # Gunicorn writes its page with textwrap.dedent(), which Python 3.14 has changed.
                 conn.sock.unsent = conn.sock.unsent.replace(b"\r\n\n", b"\r\n\r\n", 1)
         finally:
-            keeps = conn.sock.flush() and keeps
-            self.method_queue.defer(self.finish, conn, keeps)
+            keep_alive = conn.sock.flush() and keep_alive
+            self.method_queue.defer(self.finish, conn, keep_alive)
 
-    def finish(self, conn: Connection, keeps: bool) -> None:
+    def finish(self, conn: Connection, keep_alive: bool) -> None:
         """Send the rest of the response, then wait for the next request or close."""
         self.submitted_bytes -= conn.counted_bytes
         conn.counted_bytes = 0
         conn.reset()
         if conn.sock.unsent:
-            self.wait(conn, EVENT_WRITE, partial(self.send, keeps=keeps))
-        elif not keeps:
+            self.wait(conn, EVENT_WRITE, partial(self.send, keep_alive=keep_alive))
+        elif not keep_alive:
             self.linger(conn)
         elif conn.received:
             self.enqueue_req(conn)
         else:
             self.finish_request(conn, KEPT)
 
-    def send(self, conn: Connection, keeps: bool) -> None:
+    def send(self, conn: Connection, keep_alive: bool) -> None:
         self.stop_waiting(conn)
-        self.finish(conn, conn.sock.flush() and keeps)
+        self.finish(conn, conn.sock.flush() and keep_alive)
 
     def linger(self, conn: Connection) -> None:
         """Let the client close first, or it may lose the response (RFC 9112, section 9.6)."""
@@ -342,7 +342,7 @@ class Worker(ThreadWorker):
         conn.close()
 
     def murder_pending(self) -> None:
-        """Drop connections past their deadline, and the oldest if too many or too much wait.
+        """Drop connections past their deadline, and the oldest if too many wait, or too many bytes.
 
         Idle ones go first. Gunicorn calls this in every round of its loop.
         """

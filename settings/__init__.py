@@ -21,7 +21,7 @@ __all__ = [
 VERSION = "1.1.0"
 # In bytes. The longest legal body, each character escaped as a surrogate pair, has about 78,400.
 MAX_BODY = 128 * 1024
-# In bytes. The most that Gunicorn has; a search or a cursor can be long.
+# In bytes. The most that Gunicorn allows; a search or a cursor can be long.
 MAX_REQUEST_LINE = 8190
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 

@@ -30,7 +30,7 @@ LOCAL_ORIGINS = "http://localhost:3000,http://localhost:5173"
 
 
 def read_callers(variables: Variables) -> dict[str, Any]:
-    """The settings that decide who may call. Without a key, that is anyone, if it is meant."""
+    """The settings that decide who may call. Without a key: anyone, or InvalidSetting."""
     text = variables.text
     secret_name = "JWT_SECRET" if text("JWT_SECRET") else "BETTER_AUTH_SECRET"
     secret, jwks_url = text(secret_name), text("JWT_JWKS_URL")
@@ -69,7 +69,7 @@ def read_callers(variables: Variables) -> dict[str, Any]:
 
 def is_secret(secret: str) -> bool:
     """Whether PyJWT signs with `secret`. Everybody could sign with a public key."""
-    # Without its first and last line, as Keycloak shows a key, it is a secret to PyJWT.
+    # PyJWT takes a key without its first and last line, as Keycloak shows it, for a secret.
     for load in (load_der_public_key, load_der_x509_certificate):
         with suppress(ValueError, UnsupportedAlgorithm):
             load(b64decode(secret))

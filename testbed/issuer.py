@@ -1,4 +1,4 @@
-"""A token issuer on a socket, which can be made to hang, lie, rotate its keys or go away."""
+"""A token issuer on a socket, which can hang, answer wrongly, rotate its keys or go away."""
 
 import json
 import socket
@@ -45,7 +45,7 @@ class Key:
         self.jwk = {name: value for name, value in members.items() if value is not None}
 
     def sign(self, claims: dict[str, Any], algorithm: str | None = None, **headers: Any) -> str:
-        """A token with whatever claims; a header that is None is left out."""
+        """A token with any `claims`; a header that is None is left out."""
         headers = {"kid": self.kid} | headers
         headers = {name: value for name, value in headers.items() if value is not None}
         with warnings.catch_warnings(action="ignore", category=InsecureKeyLengthWarning):

@@ -13,8 +13,8 @@ from settings import MAX_BODY
 from web.parsing import StrictRequest
 
 BUSY = "The server is busy. Nothing has changed. Try again soon."
-# Not for files: Werkzeug would answer If-Match with a 412 that is no problem document, a range with
-# a 206 or a 416, and a year or a day of many digits with a 500. If-None-Match works. Without a
+# Ignored for files: Werkzeug would answer If-Match with a 412 that is no problem document, a range
+# with a 206 or a 416, and a year or a day of many digits with a 500. If-None-Match works. Without a
 # range, Werkzeug reads no If-Range, and it never reads If-Unmodified-Since.
 FILE_CONDITIONS = ("IF_MATCH", "IF_MODIFIED_SINCE", "RANGE")
 REPLACEMENT = quote("\ufffd")  # Stands for what is not UTF-8.
@@ -75,7 +75,7 @@ def refuse_other_spellings() -> None:
     Raises MethodNotAllowed for a method in lower case (RFC 9110, section 9.1).
     """
     environ, method = request.environ, request.environ["REQUEST_METHOD"]
-    # As it was sent, by the names of Gunicorn and of other servers, some of which do not tell.
+    # The path as it was sent: Gunicorn's name for it, and that of other servers, if they have one.
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     path = (sent or quote(environ["PATH_INFO"], encoding="latin-1")).partition("?")[0]
     if "%2f" in path.lower() or (not sent and REPLACEMENT in path):

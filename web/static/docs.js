@@ -6,7 +6,7 @@ const follow = () => document.documentElement.classList.toggle("dark-mode", dark
 dark.addEventListener("change", follow);
 follow();
 
-// What a path names is written once for all operations: the user of a token, a task that was created.
+// A value in a path is filled in for all operations: the user of a token, the id of a created task.
 const fillPath = ({ specActions, specSelectors }, name, value) => {
   const items = specSelectors.specJson().get("paths").valueSeq();
   const parameters = items.flatMap((item) => item.get("parameters", []));
@@ -14,7 +14,7 @@ const fillPath = ({ specActions, specSelectors }, name, value) => {
   specActions.changeParamByIdentity([], parameter, value); // In each place, see below.
 };
 
-// The user in a token (RFC 7519, section 4.1.2), or undefined if it is none that can be read.
+// The user in a token (RFC 7519, section 4.1.2), or undefined if the token cannot be read.
 const userOf = (token) => {
   try {
     const bytes = atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
@@ -63,7 +63,7 @@ const OurForm = ({ React }) => ({
             fillPath(system, "task_id", response.body.id);
           }
         },
-        // Swagger UI would send each default; so the form shows it in words, and stays short and empty.
+        // Swagger UI would send each default. So the description names it, and the field stays empty.
         updateJsonSpec: (update) => (document) => {
           const operations = Object.values(document.paths).flatMap(Object.values);
           for (const parameter of operations.flatMap((each) => each.parameters ?? [])) {
