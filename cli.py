@@ -28,7 +28,7 @@ def add_commands(app: Flask, settings: Settings) -> None:
         is_utf8 = user == user.encode(errors="ignore").decode()
         if not is_utf8 or not re.fullmatch(user_id_pattern, user):
             raise click.ClickException(
-                "USER: expected 1 to 255 characters, without / and control characters"
+                "USER: expected 1 to 255 characters, without / or control characters"
             )
         return user
 
@@ -46,7 +46,7 @@ def add_commands(app: Flask, settings: Settings) -> None:
         if not 0 <= days <= MAX_DAYS:
             raise click.ClickException(f"--days: expected a number from 0 to {MAX_DAYS}")
         if not settings.jwt_secret:
-            raise click.ClickException("JWT_SECRET is not set or ignored: no token can be signed")
+            raise click.ClickException("JWT_SECRET is missing or ignored: no token can be signed")
         click.echo(auth.issue_token(settings, user, days))
 
     @app.cli.command("migrate")

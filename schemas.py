@@ -74,7 +74,7 @@ class Priority(fields.Described):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str | None:
         if type(value) not in {str, int}:
-            raise ma.ValidationError("Must be a string or a whole number of 64 bits.")
+            raise ma.ValidationError("Must be a string or a whole number of up to 64 bits.")
         return fields.to_word(str(value), 20) or None
 
 
@@ -93,7 +93,7 @@ class Tags(fields.Described):
             if tag := fields.to_word(name, 50):
                 tags.setdefault(models.fold(tag), tag)
             if len(tags) > 20:
-                raise ma.ValidationError("Must be at most 20 tags.")
+                raise ma.ValidationError("Must have at most 20 tags.")
         return orjson.dumps([*tags.values()]).decode()
 
     def _split(self, text: str) -> Any:
@@ -169,7 +169,7 @@ class TaskUpdateSchema(BodySchema):
     )
     tags: ma.fields.Field[Any] = Tags(
         "At most 20 tags. Blank tags are dropped, and so is a tag that differs only in case from an"
-        " earlier one. A string has commas between the tags.",
+        " earlier one. In a string, commas separate the tags.",
         allow_none=True,
         anyOf=[
             {"type": "array", "maxItems": 20, "items": {"anyOf": [TAG, NAMED_TAG]}},
@@ -309,11 +309,11 @@ class TaskQuerySchema(QuerySchema):
         "Like `status`. A `status` other than `all` overrides it.", {"true": True, "false": False}
     )
     priority = fields.Words(
-        "Only tasks with one of these priorities, in any case. Several are repeated or separated by"
-        " commas; `all` selects every task.",
+        "Only tasks with one of these priorities, in any case. Repeat the parameter, or separate"
+        " the words by commas; `all` selects every task.",
         commas=True,
     )
-    tag = fields.Words("Only tasks with this tag, in any case. Repeat it to require several.")
+    tag = fields.Words("Only tasks with this tag, in any case. Repeat the parameter for more tags.")
     tags = fields.Words("Only tasks with one of these tags, separated by commas.", commas=True)
     due_date_from = fields.Day("Only tasks that are due on this day or later (also `due_from`).")
     due_date_to = fields.Day("Only tasks that are due on this day or before (also `due_to`).")
@@ -332,7 +332,7 @@ class TaskQuerySchema(QuerySchema):
     )
     order = Choice(
         "Ascending or descending (also `sort_order`). The default is `asc`; for `priority` it is"
-        " `desc`, the most urgent first. Tasks without a due date are the last in both orders.",
+        " `desc`, the most urgent first. Tasks without a due date are last in both orders.",
         {"asc": "asc", "desc": "desc"},
     )
     limit, offset, cursor = LIMIT, OFFSET, CURSOR

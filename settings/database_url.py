@@ -80,13 +80,13 @@ def read_postgres_url(credentials: str, host: str, query: str) -> tuple[str, str
     for name in ("user", "password", "host", "dbname"):
         expected = f"the {name} itself, not a placeholder such as [YOUR-PASSWORD] or ${{NAME}}"
         check("DATABASE_URL", not PLACEHOLDER.fullmatch(parts.get(name, "")), expected)
-    expected = f"parameters that libpq accepts, also in its PG… variables, which says: {reason}"
+    expected = f"parameters that libpq accepts, also in its PG… variables; libpq says: {reason}"
     check("DATABASE_URL", not reason, expected)
     if parts.get("sslrootcert", os.environ.get("PGSSLROOTCERT")) == "system":
         set_certificate_paths()
     names = [*map(given.get, SCHEMA_PARAMETERS), *SEARCH_PATH.findall(given.get("options", ""))]
     schema = next(filter(None, names), "public").split(",")[0]
-    expected = "a schema of up to 63 letters, digits and _, a letter first"
+    expected = "a schema of up to 63 letters, digits and _ that begins with a letter"
     check("DATABASE_URL", SCHEMA_NAME.fullmatch(schema), expected)
     return url, schema
 

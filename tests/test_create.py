@@ -44,7 +44,7 @@ def test_descriptions_are_kept_as_they_are(user: User, description: str | None) 
 @pytest.mark.parametrize(
     "body, field, message",
     [
-        ({}, "title", "Must be sent."),
+        ({}, "title", "This field is required."),
         ({"title": ""}, "title", "Shorter than minimum length 1."),
         ({"title": " \t\n\u3000"}, "title", "Shorter than minimum length 1."),
         ({"title": "x" * 501}, "title", "Longer than maximum length 500."),

@@ -259,9 +259,10 @@ def test_tags_that_are_not_kept_take_little_time(user: User, tags: str, status: 
 @pytest.mark.parametrize(
     ("field", "sent", "said"),
     [
+        ("priority", 2.5, "up to 64 bits"),
         ("priority", "x" * 21, "20"),
         ("tags", ["x" * 51], "50"),
-        ("tags", [*TWENTY, "one more"], "20"),
+        ("tags", [*TWENTY, "one more"], "Must have at most 20 tags."),
         ("due_date", "tomorrow", "2026|YYYY"),
     ],
 )

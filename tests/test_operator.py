@@ -307,14 +307,14 @@ def test_a_token_that_is_valid_for_too_long_is_refused_in_one_line(
 def test_a_token_without_a_secret_is_refused_in_one_line(tmp_path: Path, ignored: str) -> None:
     secret = "s" * 32 if ignored else ""
     reason = failure(tmp_path, "token", "ann", JWT_SECRET=secret, JWT_JWKS_URL=ignored)
-    assert reason == "JWT_SECRET is not set or ignored: no token can be signed"
+    assert reason == "JWT_SECRET is missing or ignored: no token can be signed"
 
 
 @pytest.mark.parametrize("user", ["", "a/b", "a\n", "a\0b", "\x7f", "\x9b", "x" * 256, "\udcff"])
 def test_a_token_for_a_user_who_cannot_exist_is_refused_in_one_line(
     tmp_path: Path, user: str
 ) -> None:
-    expected = "USER: expected 1 to 255 characters, without / and control characters"
+    expected = "USER: expected 1 to 255 characters, without / or control characters"
     assert failure(tmp_path, "token", user, JWT_SECRET="s" * 32) == expected
 
 

@@ -450,7 +450,7 @@ def test_a_user_who_cannot_exist_is_not_forgotten(
     tmp_path: Path, database_url: str, user: str
 ) -> None:
     insert_by_hand(database_url, "ann", "kept")
-    expected = "USER: expected 1 to 255 characters, without / and control characters"
+    expected = "USER: expected 1 to 255 characters, without / or control characters"
     assert failure(tmp_path, "forget", user, "--yes", DATABASE_URL=database_url) == expected
     assert titles(database_url) == ["kept"]
 

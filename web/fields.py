@@ -11,7 +11,7 @@ from marshmallow.validate import Length, Range
 MAX_WORDS = 20  # In one parameter.
 # Messages in place of marshmallow's own.
 MESSAGES: ErrorMessages = {
-    "required": "Must be sent.",
+    "required": "This field is required.",
     "null": "Must not be null.",
     "invalid": "Must be a string.",
 }
@@ -154,5 +154,5 @@ class Words(Described):
         for word in words:
             check_word(word)
         if len(words) > MAX_WORDS:
-            raise ma.ValidationError(f"Must be at most {MAX_WORDS} words.")
+            raise ma.ValidationError(f"Must have at most {MAX_WORDS} words.")
         return words or None

@@ -137,7 +137,7 @@ class StrictRequest(Request):
             return given
         if "Transfer-Encoding" in self.headers and not self.environ.get("wsgi.input_terminated"):
             raise BadRequest(
-                "The body has no Content-Length, and this server does not know its end."
+                "The body must have a Content-Length: this server does not read chunks."
             )
         return super().stream
 
