@@ -21,12 +21,12 @@ from web import Api, Application, allow_origins, create_docs
 DESCRIPTION = """\
 A multi-user to-do list API. The path names the user; each user sees only their own tasks.
 
-Creates are idempotent: send an `Idempotency-Key`, and a retry creates nothing. Updates use
-optimistic locking: send the task's `ETag` as `If-Match`, and a task that has changed is a 412.
+With an `Idempotency-Key`, a create is idempotent: a retry creates nothing. With the task's `ETag`
+as `If-Match`, an update uses optimistic locking: it is a 412 if the task has changed.
 
 Errors are `application/problem+json` (RFC 9457); `detail` is text for people.
 
-Every response has an `X-Request-ID`, which is also in the server's log. A request may bring its
+Every response has an `X-Request-ID`, which is also in the server's log. A request may send its
 own: 1 to 128 letters, digits and `_.:/+=@~-`. The web server itself refuses requests that are not
 valid HTTP, or whose line or headers are too long, with a short page, and those that arrive too
 slowly, with an empty 408. These answers have no id.
