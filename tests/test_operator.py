@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import jwt
 import psycopg2
@@ -459,41 +459,77 @@ def test_the_trash_comes_to_a_table_without_touching_its_rows(tmp_path: Path, ow
     assert "applied the migration 0004_trash" in server.log_file.read_text()
 
 
-def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_path: Path) -> None:
-    """As under uWSGI: `{"completed": true}` would count as no body, and toggle."""
+@contextmanager
+def another_server(folder: Path, module: str) -> Iterator[str]:
+    """The address of the application on the server that `make_server` of `module` makes."""
     serve = (
-        "from wsgiref.simple_server import make_server\nfrom app import create_app\n"
+        f"from {module} import make_server\nfrom app import create_app\n"
         "server = make_server('127.0.0.1', 0, create_app())\n"
         "print(server.server_port, flush=True)\nserver.serve_forever()\n"
     )
-    database_url = f"sqlite:///{tmp_path / 'tasks.db'}"
     with subprocess.Popen(
         [sys.executable, "-c", serve],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "DATABASE_URL": database_url},
+        env={"PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:///{folder / 'tasks.db'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
         assert process.stdout
         try:
-            tasks = f"http://127.0.0.1:{int(process.stdout.readline())}/api/ann/tasks"
-            task = requests.post(tasks, json={"title": "x"}, timeout=10).json()
-            path = f"{tasks}/{task['id']}/complete"
-            headers = {"Content-Type": "application/json"}
-            body = iter([b'{"completed": true}'])
-            assert requests.patch(path, data=body, headers=headers, timeout=10).status_code == 400
-            assert requests.get(tasks, timeout=10).json() == [task]
-            assert requests.patch(path, timeout=10).json()["completed"] is True
-            # This server does not tell how the path was sent, either.
-            for user in ("100%25ab", "a%252fb", "a%3Fb"):
-                other = tasks.replace("ann", user)
-                created = requests.post(other, json={"title": "x"}, timeout=10)
-                assert created.json()["user_id"] == unquote(user)
-            for user in ("a%FF", "a%EF%BF%BD"):  # The second is how adapters for ASGI decode it.
-                assert requests.get(tasks.replace("ann", user), timeout=10).status_code == 404
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
             process.kill()
+
+
+def test_a_server_that_reads_no_chunks_does_not_toggle_for_a_body_it_drops(tmp_path: Path) -> None:
+    """As under uWSGI: `{"completed": true}` would count as no body, and toggle."""
+    with another_server(tmp_path, "wsgiref.simple_server") as url:
+        tasks = f"{url}/api/ann/tasks"
+        task = requests.post(tasks, json={"title": "x"}, timeout=10).json()
+        path = f"{tasks}/{task['id']}/complete"
+        headers = {"Content-Type": "application/json"}
+        body = iter([b'{"completed": true}'])
+        assert requests.patch(path, data=body, headers=headers, timeout=10).status_code == 400
+        assert requests.get(tasks, timeout=10).json() == [task]
+        assert requests.patch(path, timeout=10).json()["completed"] is True
+        # This server does not tell how the path was sent, either.
+        for user in ("100%25ab", "a%252fb", "a%3Fb"):
+            other = tasks.replace("ann", user)
+            created = requests.post(other, json={"title": "x"}, timeout=10)
+            assert created.json()["user_id"] == unquote(user)
+        for user in ("a%FF", "a%EF%BF%BD"):  # The second is how adapters for ASGI decode it.
+            assert requests.get(tasks.replace("ann", user), timeout=10).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("framing", "body", "expected"),
+    [
+        ("Transfer-Encoding: chunked", b'e\r\n{"title": "x"}\r\n0\r\n\r\n', 201),
+        ("Transfer-Encoding: chunked", b'14\r\n{"title": "x"}', 400),
+        ("Transfer-Encoding: chunked", b'e\r\n{"title": "x"}\r\nx\r\n', 400),
+        (
+            "Transfer-Encoding: chunked",
+            b"20001\r\n%b\r\n0\r\n\r\n" % b'{"title": "x"}'.ljust(0x20001),
+            413,
+        ),
+        ("Content-Length: 14", b'{"title": "x"}', 201),
+        ("Content-Length: 15", b'{"title": "x"}', 400),
+        ("Content-Length: 131073", b'{"title": "x"}'.ljust(0x20001), 413),
+    ],
+)
+def test_a_body_on_the_server_of_flask_run(
+    tmp_path: Path, framing: str, body: bytes, expected: int
+) -> None:
+    """Werkzeug cuts a body at a limit without an error: it would be a task."""
+    head = f"POST /api/ann/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}"
+    with another_server(tmp_path, "werkzeug.serving") as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+            connection.sendall(f"{head}\r\n\r\n".encode() + body)
+            connection.shutdown(socket.SHUT_WR)
+            assert int(connection.recv(65536).split()[1]) == expected
+        assert len(requests.get(f"{url}/api/ann/tasks", timeout=10).json()) == (expected == 201)
 
 
 def test_a_body_that_a_server_has_whole_needs_no_length(tmp_path: Path) -> None:
