@@ -168,9 +168,12 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
 
         SQLite would delete it, or write it into the new file.
         """
-        path, file = self._beside("-wal"), self._find_file()
-        if self._file and file is None:  # If it was emptied, the other processes must notice.
-            Path(self._beside("")).unlink(missing_ok=True)
+        path, emptied = self._beside("-wal"), Path(self._beside(""))
+        with suppress(FileNotFoundError):
+            # The other processes must notice. One that was missing may be restored by now.
+            if self._file and not emptied.stat().st_size:
+                emptied.unlink()
+        file = self._find_file()
         # Another process may have begun a new log, and may open or close it now: SQLite creates the
         # index after the log, and deletes it before.
         shm, wal = file_identity(self._beside("-shm")), file_identity(path)

@@ -322,6 +322,32 @@ def test_the_log_of_a_new_file_stays_if_it_begins_while_another_process_looks_fo
     insert(second, "c")
 
 
+def test_a_file_that_is_restored_while_a_process_looks_for_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by two `mv` under load, the second of which moves the only copy."""
+    file, backup = tmp_path / "tasks.db", tmp_path / "backup.db"
+    database = Sqlite(str(file), threads=20)
+    database.migrate()
+    change_by_hand(f"sqlite:///{file}", "CREATE TABLE note (text)")
+    change_by_hand(f"sqlite:///{file}", f"VACUUM INTO '{backup}'")
+    file.unlink()
+
+    def look(path: str, min_bytes: int = 0) -> sqlite.FileIdentity:
+        found = file_identity(path, min_bytes)
+        if path == str(file):
+            monkeypatch.undo()
+            assert found is None
+            backup.rename(file)
+        return found
+
+    file_identity = sqlite.file_identity
+    monkeypatch.setattr(sqlite, "file_identity", look)
+    database.migrate()
+    assert database.send("SELECT text FROM note", {}, fetch_all, "") == []
+    database.close()
+
+
 @pytest.mark.parametrize("had_it_open", [True, False])
 def test_the_log_of_a_file_that_is_moved_away_is_kept(tmp_path: Path, had_it_open: bool) -> None:
     """Its writes are whole again once it is beside the file."""
