@@ -70,7 +70,7 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         # Check before opening: SQLite would write the old file's log into a new file of this name.
         if file:
             self._check_file(file)
-        else:  # While a thread migrates, `_file` is not known.
+        else:  # While a thread makes a new file, `_file` is not known.
             file = self._find_file()
         connected = super().connect(reuse_if_open)
         self.connection().execute("PRAGMA user_version")  # Opens the file, and its log.
@@ -150,7 +150,6 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
         try:
             with folder_lock(Path(self.database).resolve().parent):
                 self._keep_old_wal()
-                self._file = None
                 yield
                 # Not before: the file may be of another program, which does not expect it.
                 self.execute_sql("PRAGMA journal_mode = WAL")
@@ -164,9 +163,10 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
             self.close()
 
     def _keep_old_wal(self) -> None:
-        """Rename the log of a file that is gone. It may have writes that the file does not have.
+        """Find the file and its log. Rename the log of a file that is gone.
 
-        SQLite would delete it, or write it into the new file.
+        It may have writes that the file does not have. SQLite would delete it, or write it into the
+        new file.
         """
         path, emptied = self._beside("-wal"), Path(self._beside(""))
         with suppress(FileNotFoundError):
@@ -184,6 +184,8 @@ class Sqlite(TaskDatabase, peewee.SqliteDatabase):
                 Path(path).rename(next(name for name in names if not name.exists()))
             if shm:  # SQLite would use it as long as a connection has it open.
                 Path(self._beside("-shm")).unlink(missing_ok=True)
+            wal = shm = None
+        self._file, self._wal, self._shm = file, wal, shm
 
 
 def execute(connection: sqlite3.Connection, sql: str, values: Mapping[str, Any], read: Read) -> Any:

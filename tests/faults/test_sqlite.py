@@ -322,6 +322,53 @@ def test_the_log_of_a_new_file_stays_if_it_begins_while_another_process_looks_fo
     insert(second, "c")
 
 
+def test_the_old_log_is_known_also_after_an_upgrade_that_failed(
+    two: tuple[Sqlite, Sqlite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would write it into the new file, and delete it."""
+    first, second = two
+    file, moved = tmp_path / "tasks.db", tmp_path / "moved.db"
+    first.close()
+
+    def fail() -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(first, "_connect", fail)
+    for _ in ("the statement", "the upgrade"):
+        with pytest.raises(ServiceUnavailable):
+            insert(first, "refused")
+    monkeypatch.undo()
+    file.rename(moved)
+    (tmp_path / "backup.db").rename(file)
+    insert(first, "a")
+    insert_into_the_new_file(second, "b")
+    insert(first, "c")
+    Path(f"{file}-wal.old").rename(f"{moved}-wal")
+    assert change_by_hand(f"sqlite:///{moved}", "SELECT text FROM note") == [("lost",), ("lost",)]
+
+
+def test_the_old_log_is_kept_if_the_file_is_replaced_while_a_process_looks_at_it(
+    two: tuple[Sqlite, Sqlite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two
+    file, moved = tmp_path / "tasks.db", tmp_path / "moved.db"
+
+    def look() -> list[bool]:
+        monkeypatch.undo()
+        file.rename(moved)
+        (tmp_path / "backup.db").rename(file)
+        return first._applied()
+
+    monkeypatch.setattr(first, "_applied", look)
+    with pytest.raises(ServiceUnavailable):
+        first.migrate()
+    insert_into_the_new_file(first, "a")
+    insert_into_the_new_file(second, "b")
+    insert(first, "c")
+    Path(f"{file}-wal.old").rename(f"{moved}-wal")
+    assert change_by_hand(f"sqlite:///{moved}", "SELECT text FROM note") == [("lost",), ("lost",)]
+
+
 def test_a_file_that_is_restored_while_a_process_looks_for_it_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
