@@ -170,6 +170,7 @@ class Postgres(TaskDatabase, peewee.PostgresqlDatabase):
                     # A new connection may succeed: it leads to the server that was promoted, or
                     # has the current privileges and settings.
                     self._discard(pool, connection)
+                    is_lost_write |= is_write and is_of_pooler(error)
                     if was_refused:
                         break
                     was_refused, sql = True, retry
@@ -348,3 +349,11 @@ def is_lost(connection: Connection, error: Exception) -> bool:
         or isinstance(error, psycopg2.InterfaceError)
         or (error.pgcode or "").startswith(("57P", "08", "40003"))
     )
+
+
+def is_of_pooler(error: Exception) -> bool:
+    """Whether `error` can be that of a pooler whose server may have run the statement.
+
+    58: a system error; XX: an internal error.
+    """
+    return (getattr(error, "pgcode", None) or "XX")[:2] in {"58", "XX"}

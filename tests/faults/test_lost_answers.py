@@ -129,6 +129,22 @@ def test_an_error_comes_instead_of_the_answer(
         assert user.task(task["id"])["completed"] is True
 
 
+@pytest.mark.parametrize("code", [b"58000", b"XX000"])
+def test_an_error_comes_twice_instead_of_the_answer(
+    server: Server, network: Network, code: bytes
+) -> None:
+    """As from a pooler that loses its server each time."""
+    network.instead = error(code)
+    with User(server, f"ann-{uuid4()}") as user:
+        task = user.create()
+        with network.losing(b"UPDATE", 2):
+            answer = user.patch(f"/tasks/{task['id']}/complete")
+        network.instead = b""
+        assert answer.status_code == 503
+        assert "may or may not have been made" in answer.json()["detail"]
+        assert user.task(task["id"])["completed"] is True
+
+
 def test_a_statement_that_others_are_in_the_way_of_is_sent_again(
     server: Server, network: Network
 ) -> None:
