@@ -170,6 +170,7 @@ def test_1200_slow_clients_of_every_kind(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_more_silent_connections_than_there_may_be(own_server: Server) -> None:
     """The oldest are closed in favor of new ones."""
     with Clients(own_server, 2500, b"GET") as clients:
@@ -180,6 +181,7 @@ def test_more_silent_connections_than_there_may_be(own_server: Server) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_1000_requests_sent_by_half(own_server: Server) -> None:
     half = HEAD + b"Content-Length: 131072\r\n\r\n" + b" " * 131_000
     before = own_server.memory_mb
@@ -655,6 +657,7 @@ def test_every_spelling_of_health_has_its_own_thread(
             assert own_server.send(head.encode(), timeout=1)[0] == 200
 
 
+@pytest.mark.alone
 def test_health_while_more_requests_wait_than_there_may_be_connections(
     own_server: Server, cluster: Cluster, database: str
 ) -> None:
